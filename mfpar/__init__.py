@@ -1,0 +1,48 @@
+"""mfpar: model-parallel matrix factorization that gives the same bits on any number of ranks and threads.
+
+Names are imported on first use, so that `import mfpar` starts neither MPI nor the JIT.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mfpar.api import convert, factorize, load
+    from mfpar.config import ModelConfig, TrainConfig
+    from mfpar.engine.report import EpochReport
+    from mfpar.errors import MfparError
+    from mfpar.model.model import Model
+
+_HOMES = {
+    "convert": "mfpar.api",
+    "factorize": "mfpar.api",
+    "load": "mfpar.api",
+    "EpochReport": "mfpar.engine.report",
+    "Model": "mfpar.model.model",
+    "ModelConfig": "mfpar.config",
+    "TrainConfig": "mfpar.config",
+    "MfparError": "mfpar.errors",
+}
+
+__all__ = [
+    "EpochReport",
+    "MfparError",
+    "Model",
+    "ModelConfig",
+    "TrainConfig",
+    "convert",
+    "factorize",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("mfpar")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mfpar' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""The command line: verbs, exit codes, progress display. Only here does mfpar print and exit."""

@@ -1,0 +1,91 @@
+"""Progress of a run: a live bar on a terminal, plain lines in a batch log, lines of JSON for programs."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Event = dict[str, Any]
+
+
+@contextlib.contextmanager
+def display(kind: str, epochs: int) -> Iterator[Callable[[Event], None]]:
+    """Yield a function that shows the events of a run.
+
+    Parameters
+    ----------
+    kind : "auto" (bar on a terminal, else plain), "bar", "plain", "json" or "none"
+    epochs : int
+        How many the run will have.
+    """
+    if kind == "auto":
+        kind = "bar" if sys.stdout.isatty() else "plain"
+    if kind == "bar":
+        with _bar(epochs) as show:
+            yield show
+    elif kind == "plain":
+        yield _Plain(epochs).show
+    elif kind == "json":
+        yield lambda event: print(json.dumps(event), flush=True)
+    else:
+        yield lambda event: None
+
+
+def describe(run: Event) -> str:
+    """One line about a run that starts."""
+    model, train = run["model"], run["train"]
+    ranks = f"{run['ranks']} rank{'s' * (run['ranks'] > 1)} × {train['threads']} thread{'s' * (train['threads'] > 1)}"
+    return (
+        f"{run['ratings']:,} ratings of {run['rows']:,} × {run['cols']:,}, grid {run['grid']}, "
+        f"{model['factors']} factors{' + biases' * model['biases']}, {train['optimizer']}, {ranks}"
+    )
+
+
+def figures(epoch: Event) -> dict[str, str]:
+    """What to show of an epoch, as text."""
+    shown = {"train": f"{epoch['train_rmse']:.4f}"}
+    if epoch["test_rmse"] is not None:
+        shown["test"] = f"{epoch['test_rmse']:.4f}"
+    return shown | {"speed": f"{epoch['updates_per_second'] / 1e6:.1f} M updates/s"}
+
+
+class _Plain:
+    """A line per event."""
+
+    def __init__(self, epochs: int):
+        self._epochs = epochs
+        self._started = time.perf_counter()
+
+    def show(self, event: Event) -> None:
+        if event["kind"] == "run":
+            print(describe(event), flush=True)
+            self._started = time.perf_counter()
+        elif event["kind"] == "warning":
+            print(f"mfpar: warning: {event['message']}", file=sys.stderr, flush=True)
+        else:
+            done = event["epoch"]
+            left = (time.perf_counter() - self._started) / done * (self._epochs - done)
+            text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
+            print(f"epoch {done:>3}/{self._epochs}  {text}  {left:.0f} s left", flush=True)
+
+
+@contextlib.contextmanager
+def _bar(epochs: int) -> Iterator[Callable[[Event], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=epochs)
+
+        def show(event: Event) -> None:
+            if event["kind"] == "run":
+                progress.console.print(describe(event), highlight=False)
+            elif event["kind"] == "warning":
+                progress.console.print(f"[yellow]warning:[/yellow] {event['message']}", highlight=False)
+            else:
+                text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
+                progress.update(task, completed=event["epoch"], description=text)
+
+        yield show

@@ -1,0 +1,96 @@
+"""`mfpar VERB …`: parses, runs the verb, and turns every error into one sentence and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 asked for what can't be, 130 interrupted. Under mpirun the first rank alone speaks; the
+verbs other than train run on it alone.
+"""
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mfpar.cli import convert, inspect, serve, train
+from mfpar.errors import MfparError
+from mfpar.parallel import launch
+
+INTERRUPTED = 130
+GOODBYE = 15.0  # seconds that other ranks give the first to speak and to end them all
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains on the first rank only."""
+
+    def error(self, message: str) -> NoReturn:
+        if launch.launched_rank() == 0:
+            super().error(message)
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; each sets `run`, a function of the parsed arguments."""
+    parser = _Parser(
+        prog="mfpar",
+        description="Model-parallel matrix factorization: the same bits on any number of ranks and threads.",
+        epilog="`mfpar VERB --help` tells more about a verb.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for module in (convert, train, inspect, serve):
+        module.add_verbs(verbs)
+    for verb in verbs.choices.values():
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import mfpar
+
+        print(f"mfpar {mfpar.__version__}")
+        parser.exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code (and does not return where MPI has to be ended by force)."""
+    args = build_parser().parse_args(arguments)
+    if args.run is not train.run and launch.launched_rank() > 0:
+        return 0
+    try:
+        args.run(args)
+    except BrokenPipeError:
+        return 0  # whoever read our output has seen enough
+    except KeyboardInterrupt:
+        return _fail("interrupted", "KeyboardInterrupt", INTERRUPTED, args)
+    except MfparError as error:
+        return _fail(str(error), type(error).__name__, error.exit_code, args)
+    except MemoryError as error:
+        return _fail(f"out of memory: {error or 'the request was too large'}", "StorageError", 1, args)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", "StorageError", 1, args)
+    except Exception as error:
+        text = f"internal error, {type(error).__name__}: {error} (run again with --debug and report it)"
+        return _fail(text, "RankError", 1, args)
+    return 0
+
+
+def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:
+    """Say what went wrong, once, and end every rank that was launched with this one."""
+    first = launch.launched_rank() == 0
+    if first:
+        if args.debug:
+            traceback.print_exc()
+        if getattr(args, "progress", None) == "json":
+            train.print_event({"kind": "error", "error": kind, "message": message})
+        else:
+            print(f"mfpar: error: {message}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if launch.mpi_runs():
+        if not first:
+            time.sleep(GOODBYE)
+            print(f"mfpar: error: {message}", file=sys.stderr, flush=True)
+        launch.abort(code)
+    return code

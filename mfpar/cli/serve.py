@@ -1,0 +1,123 @@
+"""`mfpar predict`, `mfpar recommend`, `mfpar export`: what a model is used for."""
+
+import argparse
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verbs."""
+    predict = verbs.add_parser("predict", help="predict the ratings of pairs of user and item")
+    predict.add_argument("model", metavar="MODEL", help="made by mfpar train")
+    predict.add_argument("pairs", metavar="PAIRS", help="a source with a column of users and one of items")
+    predict.add_argument("-o", "--output", metavar="OUT.csv", help="default: standard output")
+    predict.add_argument("--columns", metavar="USER,ITEM", type=lambda text: text.split(","))
+    predict.add_argument("--force", action="store_true", help="overwrite the output")
+    predict.set_defaults(run=run_predict)
+    recommend = verbs.add_parser("recommend", help="find the items that users will like best")
+    recommend.add_argument("model", metavar="MODEL", help="made by mfpar train")
+    recommend.add_argument("--user", action="append", required=True, metavar="ID", help="may be given several times")
+    recommend.add_argument("--top", type=int, default=10, metavar="N", help="how many items (default: 10)")
+    recommend.add_argument("--seen", metavar="FILE.h5", help="leave out what the users have rated in this blocked file")
+    recommend.add_argument(
+        "--names", metavar="FILE:ID,NAME", help="show the names of items found in two columns of this source"
+    )
+    recommend.add_argument("--json", action="store_true", help="print JSON")
+    recommend.set_defaults(run=run_recommend)
+    export = verbs.add_parser("export", help="write the factors as a NumPy .npz file")
+    export.add_argument("model", metavar="MODEL", help="made by mfpar train")
+    export.add_argument("-o", "--output", required=True, metavar="FACTORS.npz")
+    export.add_argument("--force", action="store_true", help="overwrite the output")
+    export.set_defaults(run=run_export)
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """Run `mfpar predict`."""
+    from mfpar import api
+    from mfpar.ratings.reading import read_chunks
+
+    model = api.load(args.model)
+    count = unknown = 0
+    with _output(args.output, args.force) as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(("user", "item", "prediction"))
+        for users, items, _ in read_chunks(args.pairs, args.columns, need_rating=False):
+            predictions, strange = model.predict_known(users, items)
+            texts = (f"{value:.6g}" for value in predictions)
+            writer.writerows(zip(users.tolist(), items.tolist(), texts, strict=True))
+            count, unknown = count + len(users), unknown + int(strange.sum())
+    print(f"{count:,} predictions, {unknown:,} with an unknown user or item", file=sys.stderr)
+
+
+def run_recommend(args: argparse.Namespace) -> None:
+    """Run `mfpar recommend`."""
+    from mfpar import api
+
+    names = _names(args.names) if args.names else {}
+    model = api.load(args.model)
+    lists = {user: model.recommend(user, args.top, args.seen) for user in args.user}
+    rows = [
+        {"user": user, "place": place, "item": item, "score": score, **({"name": names.get(str(item))} if names else {})}
+        for user, (items, scores) in lists.items()
+        for place, (item, score) in enumerate(zip(items.tolist(), scores.tolist(), strict=True), 1)
+    ]
+    if args.json:
+        print(json.dumps(rows))
+    else:
+        _print_rows(rows)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Run `mfpar export`."""
+    from mfpar import api
+    from mfpar.model.export import export
+
+    export(api.load(args.model), args.output, force=args.force)
+    print(f"{args.output}: written")
+
+
+@contextlib.contextmanager
+def _output(path: str | None, force: bool) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    from mfpar.atomic import refuse_existing, replacing
+
+    refuse_existing(Path(path), force)
+    with replacing(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def _names(argument: str) -> dict[str, str]:
+    """Item id to name, from "FILE:ID,NAME"."""
+    from mfpar.errors import ConfigError
+    from mfpar.ratings.reading import read_chunks
+
+    path, colon, columns = argument.rpartition(":")
+    if not colon or columns.count(",") != 1:
+        raise ConfigError(f"--names {argument}: expected FILE:ID,NAME with the names of two columns")
+    chunks = read_chunks(path, columns.split(","), need_rating=False)
+    return {str(item): str(name) for items, names, _ in chunks for item, name in zip(items, names, strict=True)}
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere."""
+    columns = list(rows[0]) if rows else []
+    lines = [["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    if not sys.stdout.isatty():
+        for line in (columns, *lines):
+            print("\t".join(line))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns)
+    for line in lines:
+        table.add_row(*map(escape, line))
+    Console().print(table)

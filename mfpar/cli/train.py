@@ -1,0 +1,52 @@
+"""`mfpar train`: a blocked file to a model, serially, as a rank under mpirun, or on ranks that it starts itself."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from mfpar.cli.display import display
+from mfpar.cli.options import add_settings, settings_of
+from mfpar.config import ModelConfig, TrainConfig
+from mfpar.parallel import launch
+
+
+def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = verbs.add_parser("train", help="factorize a blocked file", description=_TEXT)
+    parser.add_argument("file", metavar="FILE.h5", help="made by mfpar convert")
+    parser.add_argument("-o", "--output", required=True, metavar="MODEL.h5", help="the model to write")
+    add_settings(parser.add_argument_group("model"), ModelConfig)
+    add_settings(parser.add_argument_group("run"), TrainConfig)
+    parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine")
+    parser.add_argument("--log", metavar="RUN.jsonl", help="write a line of JSON at the start and after every epoch")
+    parser.add_argument(
+        "--progress", choices=("auto", "bar", "plain", "json", "none"), default="auto",
+        help="how to show progress (default: a bar on a terminal, plain lines elsewhere)",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="overwrite the output")
+    parser.set_defaults(run=run)
+
+
+_TEXT = """Factorizes a blocked file and saves the model. Run it as it is, under mpirun or srun, or with --ranks N: the
+factors are the same, bit for bit, on any number of ranks and threads."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the verb. Collective under a launcher."""
+    from mfpar import api
+
+    model, train = settings_of(args, ModelConfig), settings_of(args, TrainConfig)
+    options: dict[str, Any] = {"log": args.log, "force": args.force}
+    if args.ranks is not None:
+        with display(args.progress, train.epochs) as show:
+            api.train_on_ranks(args.file, args.output, model, train, args.ranks, show, **options)
+        return
+    comm = launch.world()
+    with display(args.progress if comm.rank == 0 else "none", train.epochs) as show, comm.guard():
+        api.train_file(args.file, args.output, model, train, comm, show, **options)
+
+
+def print_event(event: dict[str, Any]) -> None:
+    """Print an event as a line of JSON."""
+    print(json.dumps(event), file=sys.stdout, flush=True)

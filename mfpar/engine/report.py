@@ -1,0 +1,56 @@
+"""What training tells of itself: a description at the start, a report after every epoch; both plain JSON."""
+
+import importlib.metadata
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mfpar.blockfile import BlockedFile
+from mfpar.config import ModelConfig, TrainConfig
+from mfpar.parallel.comm import Communicator
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch did, over all ranks; the same on every rank."""
+
+    epoch: int  # from 1
+    seconds: float  # of training, on the slowest rank
+    seconds_evaluate: float  # of scoring the held-out part
+    train_loss: float  # mean of ½e², for the errors e met on the way, each before its update
+    train_rmse: float  # of the same errors
+    test_rmse: float | None  # None without a held-out part
+    test_mae: float | None
+    updates_per_second: float
+    lr: float
+    seconds_waiting: float  # for messages while training, mean over ranks
+    bytes_sent: int  # while training, all ranks together
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return asdict(self)
+
+
+def describe_run(file: BlockedFile, model: ModelConfig, train: TrainConfig, comm: Communicator) -> dict[str, Any]:
+    """Configuration, data and versions of a run, as plain JSON values."""
+    header = file.header
+    return {
+        "model": model.as_dict(),
+        "train": train.as_dict() | {"lr": train.rate},
+        "ranks": comm.size,
+        "data": str(file.path),
+        "data_checksum": file.checksum,
+        "rows": header.rows,
+        "cols": header.cols,
+        "ratings": header.ratings,
+        "test_ratings": header.test_ratings,
+        "grid": file.grid.size,
+        "versions": versions(comm),
+    }
+
+
+def versions(comm: Communicator) -> dict[str, str]:
+    """Versions of what can matter to a run."""
+    packages = ("mfpar", "numpy", "numba", "llvmlite", "h5py")
+    known = {name: importlib.metadata.version(name) for name in packages}
+    return known | {"python": platform.python_version(), "machine": platform.machine(), "mpi": comm.library}

@@ -1,0 +1,126 @@
+"""The grid: how rows and columns are cut into blocks, and which rank owns which row-blocks. Pure integers.
+
+Rows 0…m−1 are cut into G row-blocks, columns into G column-blocks. With 8 row-blocks on 3 ranks::
+
+    row-block   0  1  2 | 3  4  5 | 6  7
+    rank             0  |       1 |    2
+
+so that ranks own contiguous ranges whose lengths differ by one at most.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfpar.errors import ConfigError
+
+SMALLEST_GRID = 16
+LARGEST_GRID = 1024
+BLOCK_SIDE = 8192  # rows or columns: with 32 factors such a row-block fits a 1 MB cache
+BLOCK_RATINGS = 8192  # below this, a step is too short to hide what happens between steps
+
+
+def span(count: int, parts: int, part: int) -> tuple[int, int]:
+    """Range [first, last) of `count` things that belongs to `part` of `parts`: contiguous, lengths within one.
+
+    >>> [span(8, 3, part) for part in range(3)]
+    [(0, 3), (3, 6), (6, 8)]
+    """
+    small, larger = divmod(count, parts)
+    first = part * small + min(part, larger)
+    return first, first + small + (part < larger)
+
+
+def owner(count: int, parts: int, index: int) -> int:
+    """The part whose span holds `index`.
+
+    >>> [owner(8, 3, index) for index in range(8)]
+    [0, 0, 0, 1, 1, 1, 2, 2]
+    """
+    small, larger = divmod(count, parts)
+    boundary = larger * (small + 1)
+    return index // (small + 1) if index < boundary else larger + (index - boundary) // small
+
+
+def default_grid(rows: int, cols: int, ratings: int) -> int:
+    """A sound G: a power of two from 16 on, larger for large sides while blocks keep enough ratings.
+
+    Data with fewer than 16 rows or columns gets as many blocks as it has.
+
+    >>> default_grid(943, 1682, 100_000), default_grid(480_189, 17_770, 100_000_000), default_grid(5, 9, 40)
+    (16, 64, 5)
+    """
+    grid = SMALLEST_GRID
+    while (
+        grid < LARGEST_GRID and max(rows, cols) > grid * BLOCK_SIDE and ratings >= (2 * grid) ** 2 * BLOCK_RATINGS
+    ):
+        grid *= 2
+    return min(grid, rows, cols)
+
+
+def balanced_cuts(counts: np.ndarray, grid: int) -> np.ndarray:
+    """Cut a line of rows (or columns) into `grid` blocks with near-equal numbers of ratings, none without a row.
+
+    Parameters
+    ----------
+    counts : int64[m]
+        Ratings of each row, in row order.
+    grid : int
+        Number of blocks, 1 ≤ grid ≤ m.
+
+    Returns
+    -------
+    int64[grid + 1]
+        Block b holds rows cuts[b] … cuts[b+1] − 1.
+
+    Raises
+    ------
+    ConfigError
+        More blocks than rows.
+
+    >>> balanced_cuts(np.array([5, 1, 1, 1, 1, 1]), 2)
+    array([0, 1, 6])
+    """
+    m = len(counts)
+    if not 1 <= grid <= m:
+        raise ConfigError(f"a grid of {grid} blocks a side needs at least {grid} rows and columns, but the data has {m}")
+    after = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+    total = int(after[-1])
+    # In integers: the cut nearest to each target b·total/grid, exact for any number of ratings below 2^63 / grid.
+    targets = np.arange(1, grid, dtype=np.int64) * total
+    above = np.searchsorted(after * grid, targets)
+    nearer_below = targets - after[above - 1] * grid < after[above] * grid - targets
+    cuts = np.concatenate(([0], above - nearer_below, [m]))
+    # At least one row a block: push cuts right where they coincide, then left where that ran over the end.
+    index = np.arange(grid + 1)
+    cuts = np.maximum.accumulate(cuts - index) + index
+    return np.minimum(cuts, m - grid + index)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cuts of both sides.
+
+    Attributes
+    ----------
+    row_cuts, col_cuts : int64[G + 1]
+        Row-block i holds rows row_cuts[i] … row_cuts[i+1] − 1; likewise columns.
+    """
+
+    row_cuts: np.ndarray
+    col_cuts: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """G, the number of row-blocks and of column-blocks."""
+        return len(self.row_cuts) - 1
+
+    @property
+    def row_sizes(self) -> np.ndarray:
+        """int64[G]: rows of each row-block."""
+        return np.diff(self.row_cuts)
+
+    @property
+    def col_sizes(self) -> np.ndarray:
+        """int64[G]: columns of each column-block."""
+        return np.diff(self.col_cuts)

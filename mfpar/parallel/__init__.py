@@ -1,0 +1,1 @@
+"""Ranks: one contract for a serial run and for MPI, and the start of ranks. The only place that knows mpi4py."""

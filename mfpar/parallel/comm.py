@@ -1,0 +1,97 @@
+"""What the engine asks of its ranks, and the answer of a single one.
+
+`Serial` is the communicator of size 1, so that a serial run takes the same path as a parallel one.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Message:
+    """A contiguous buffer on its way to, or from, another rank.
+
+    `tag` (0 … 32767 is safe with any MPI) tells apart the messages that are under way between two ranks.
+    """
+
+    buffer: np.ndarray
+    peer: int
+    tag: int
+
+
+class Pending(Protocol):
+    """Messages under way; they progress on their own while the caller computes."""
+
+    def arrived(self) -> bool:
+        """Whether all have been sent and received."""
+
+    def wait(self) -> None:
+        """Return once all have been sent and received. Raises what another rank has failed with."""
+
+
+class Communicator(Protocol):
+    """Ranks that compute together.
+
+    Attributes
+    ----------
+    rank, size : int
+    library : str
+        Name and version of the MPI library.
+    seconds_waiting : float
+        Time this rank has spent in waits so far.
+    bytes_sent : int
+        Bytes of messages this rank has started to send so far.
+    """
+
+    rank: int
+    size: int
+    library: str
+    seconds_waiting: float
+    bytes_sent: int
+
+    def start(self, sends: list[Message], receives: list[Message]) -> Pending:
+        """Start messages and return at once; buffers belong to the messages until `wait` returns. Local."""
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds. Raises what another rank has failed with. Local."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, in rank order, on every rank; for small JSON-like values. Collective."""
+
+    def guard(self) -> contextlib.AbstractContextManager[None]:
+        """A region that all ranks leave together, or that raises the same error on all of them. Collective.
+
+        An error inside it on one rank interrupts the waits of the others within a second. A rank that fails with an
+        error that is not mfpar's makes the others raise RankError.
+        """
+
+
+class Serial:
+    """One rank alone."""
+
+    rank = 0
+    size = 1
+    library = "none"
+    seconds_waiting = 0.0
+    bytes_sent = 0
+
+    def start(self, sends: list[Message], receives: list[Message]) -> Pending:
+        """There is nobody to send to: blocks that stay on their rank are not messages."""
+        raise NotImplementedError("a single rank has nobody to exchange messages with")
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """There is nobody to wait for."""
+        raise NotImplementedError("a single rank has nobody to wait for")
+
+    def gather(self, value: Any) -> list[Any]:
+        """The one value."""
+        return [value]
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Errors raise as they are."""
+        yield

@@ -1,0 +1,156 @@
+"""Ranks under MPI (any library that mpi4py finds).
+
+MPI moves nothing while nobody calls it, and its blocking waits burn the cores that neighbours need. So one thread polls
+the messages under way while the caller computes, and every wait, of collectives too, is a poll that sleeps. Each poll
+also looks for notices of failure: a rank that fails sends one to all others, wherever they wait.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mfpar import errors
+from mfpar.parallel.comm import Message, Pending
+
+PATIENCE = 1e-3  # seconds between polls of a wait that has become long, and of the background thread
+NOTICE_EVERY = 0.05  # seconds between looks for notices
+FAREWELL = 10.0  # seconds that a failing rank gives the others to take notice
+
+
+class Mpi:
+    """The ranks of an mpi4py communicator, which is duplicated. Collective; use within `guard`.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+    """
+
+    def __init__(self, comm: Any):
+        from mpi4py import MPI
+
+        self.mpi = MPI
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise errors.LaunchError(
+                "MPI was initialised without support for threads; initialise it with MPI.THREAD_MULTIPLE (mpi4py's default)"
+            )
+        self._comm = comm.Dup()  # for messages
+        self._notices = comm.Dup()
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+        self.library: str = MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
+        self.seconds_waiting = 0.0
+        self.bytes_sent = 0
+        self._failed = False
+        self._mover = _Mover()
+
+    def start(self, sends: list[Message], receives: list[Message]) -> Pending:
+        """See `Communicator.start`."""
+        requests = [self._comm.Irecv(m.buffer, m.peer, m.tag) for m in receives]
+        requests += [self._comm.Isend(m.buffer, m.peer, m.tag) for m in sends]
+        self.bytes_sent += sum(m.buffer.nbytes for m in sends)
+        flight = _Flight(self, requests)
+        self._mover.watch(flight)
+        return flight
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Communicator.gather`."""
+        mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        counts = np.empty(self.size, np.int64)
+        self.wait_until(self._comm.Iallgather(np.array([len(mine)], np.int64), counts).Test)
+        everything = np.empty(counts.sum(), np.uint8)
+        self.wait_until(self._comm.Iallgatherv(mine, (everything, counts)).Test)
+        ends = np.cumsum(counts)
+        return [json.loads(everything[end - count : end].tobytes()) for end, count in zip(ends, counts, strict=True)]
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """See `Communicator.guard`."""
+        try:
+            yield
+            self.wait_until(self._comm.Ibarrier().Test)
+        except BaseException as error:
+            if not self._failed:
+                self._notify(error)
+            raise
+
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """See `Communicator.wait_until`: polls at first without sleeping, then ever more slowly, so that neighbours get the core."""
+        started = time.perf_counter()
+        looked, pause = started, 0.0
+        while not done():
+            now = time.perf_counter()
+            if now - looked > NOTICE_EVERY:
+                looked = now
+                self._look_for_notice()
+            if now - started > 50e-6:
+                pause = min(PATIENCE, pause + 20e-6)
+            time.sleep(pause)
+        self.seconds_waiting += time.perf_counter() - started
+
+    def _notify(self, error: BaseException) -> None:
+        """Tell all other ranks why this one fails."""
+        self._failed = True
+        known = isinstance(error, errors.MfparError)
+        name = type(error).__name__ if known else "RankError"
+        text = str(error) if known else f"rank {self.rank} failed: {type(error).__name__}: {error}"
+        notice = json.dumps([name, text]).encode()
+        requests = [self._notices.Isend(notice, peer, 0) for peer in range(self.size) if peer != self.rank]
+        until = time.perf_counter() + FAREWELL
+        while not self.mpi.Request.Testall(requests) and time.perf_counter() < until:
+            time.sleep(PATIENCE)
+
+    def _look_for_notice(self) -> None:
+        status = self.mpi.Status()
+        if self._notices.Iprobe(self.mpi.ANY_SOURCE, 0, status):
+            notice = bytearray(status.Get_count(self.mpi.BYTE))
+            self._notices.Recv(notice, status.Get_source(), 0)
+            self._failed = True
+            name, text = json.loads(notice)
+            raise getattr(errors, name)(text)
+
+
+class _Flight:
+    """Messages under way: polled by the mover while the caller computes, and by the caller once it waits."""
+
+    def __init__(self, comm: Mpi, requests: list[Any]):
+        self._comm, self._requests = comm, requests
+        self._lock = threading.Lock()  # MPI forbids two threads to test one request at a time
+        self._done = False
+
+    def arrived(self) -> bool:
+        """See `Pending.arrived`."""
+        with self._lock:
+            self._done = self._done or self._comm.mpi.Request.Testall(self._requests)
+            return self._done
+
+    def wait(self) -> None:
+        """See `Pending.wait`."""
+        self._comm.wait_until(self.arrived)
+
+
+class _Mover:
+    """A thread that polls the flights which nobody waits for yet, and sleeps when there is none."""
+
+    def __init__(self) -> None:
+        self._flights: list[_Flight] = []
+        self._wanted = threading.Event()
+        threading.Thread(target=self._run, name="mfpar-mover", daemon=True).start()
+
+    def watch(self, flight: _Flight) -> None:
+        self._flights.append(flight)
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            while self._flights:
+                time.sleep(PATIENCE)
+                arrived = [flight for flight in list(self._flights) if flight.arrived()]
+                for flight in arrived:
+                    self._flights.remove(flight)

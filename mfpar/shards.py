@@ -1,0 +1,98 @@
+"""What a rank holds of P and Q: blocks in one flat float32 buffer, each block a message that can be sent as it lies.
+
+A block of n rows is laid out as n + 1 rows of factors, then n + 1 biases (if any), then n + 1 floats for each piece of
+optimizer state. Row n is the *stranger*: all zeros and never updated, it stands for every id that training has not
+seen, so that a held-out rating of an unknown id is scored like any other (by the mean and the bias that is known).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfpar.config import ModelConfig, TrainConfig
+
+LANES = 8  # a row of factors is padded with zeros to a multiple of this (see mfpar.kernels.vector)
+ALIGNMENT = 64  # bytes; of each block
+SIDES = {"rows": 0, "cols": 1}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie inside a block."""
+
+    factors: int
+    biases: bool
+    states: int  # floats of optimizer state a row
+
+    @classmethod
+    def of(cls, model: ModelConfig, train: TrainConfig) -> "Layout":
+        """The layout that a run needs: AdaGrad keeps one sum for a row's factors and one for its bias."""
+        return cls(model.factors, model.biases, (1 + model.biases) if train.optimizer == "adagrad" else 0)
+
+    @property
+    def stride(self) -> int:
+        """Floats from one row of factors to the next."""
+        return -(-self.factors // LANES) * LANES
+
+    def floats(self, size: int) -> int:
+        """Floats of a block of `size` rows, the stranger and the padding to whole cache lines included."""
+        per_line = ALIGNMENT // 4
+        needed = (size + 1) * (self.stride + self.biases + self.states)
+        return -(-needed // per_line) * per_line
+
+    def rows(self, block: np.ndarray, size: int) -> np.ndarray:
+        """View float32[size, factors] of a block's factors."""
+        return block[: size * self.stride].reshape(size, self.stride)[:, : self.factors]
+
+    def bias(self, block: np.ndarray, size: int) -> np.ndarray:
+        """View float32[size] of a block's biases; zeros where the model has none."""
+        if not self.biases:
+            return np.zeros(size, np.float32)
+        start = (size + 1) * self.stride
+        return block[start : start + size]
+
+    def state(self, block: np.ndarray, size: int) -> np.ndarray:
+        """View float32[states, size + 1] of a block's optimizer state."""
+        start = (size + 1) * (self.stride + self.biases)
+        return block[start : start + self.states * (size + 1)].reshape(self.states, size + 1)
+
+
+def start_block(block: np.ndarray, layout: Layout, size: int, seed: int, side: str, index: int) -> None:
+    """Fill a block with its starting values: small uniform factors, zero biases, AdaGrad sums of one.
+
+    The values come from Philox, a counter-based generator (Salmon et al.: Parallel random numbers: as easy as 1, 2, 3,
+    SC 2011), keyed by (seed, side, block), and from its raw bits, which no NumPy version will change.
+    """
+    block[:] = 0
+    bits = np.random.Philox(key=np.array([seed, 2 * index + SIDES[side]], np.uint64)).random_raw(size * layout.factors)
+    unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)  # 24 bits fill a float32 exactly: [0, 1)
+    width = np.float32(2 * START_DEVIATION * 3**0.5)
+    layout.rows(block, size)[:] = ((unit - np.float32(0.5)) * width).reshape(size, layout.factors)
+    layout.state(block, size)[:] = 1
+
+
+START_DEVIATION = 0.1  # of the starting factors
+
+
+class Slots:
+    """Room for blocks in one aligned buffer.
+
+    Attributes
+    ----------
+    buffer : float32[:]
+    starts : int64[slots]
+        Where each slot begins.
+    """
+
+    def __init__(self, lengths: list[int]):
+        spare = ALIGNMENT // 4
+        raw = np.zeros(sum(lengths) + spare, np.float32)
+        skip = (-raw.ctypes.data % ALIGNMENT) // 4
+        self.buffer = raw[skip : skip + sum(lengths)]
+        self.starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[:-1]
+        self._lengths = lengths
+
+    def __getitem__(self, slot: int) -> np.ndarray:
+        """View of a slot."""
+        start = self.starts[slot]
+        return self.buffer[start : start + self._lengths[slot]]
