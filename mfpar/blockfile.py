@@ -177,17 +177,21 @@ class BlockedFile:
         """int64[count]: the positions of a side's ids in ascending order of id."""
         return self._table(side, 0, None)[1]
 
-    def _table(self, side: str, first: int, last: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def ratings_of(self, side: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """int64[count]: how many training ratings each row (or column) of these blocks has."""
+        return self._table(side, first, last)[2]
+
+    def _table(self, side: str, first: int, last: int | None) -> tuple[np.ndarray, ...]:
         last = self.grid.size if last is None else last
         with self._reading(f"ids of the {side}"):
             group = self._file[side]
             cuts = group["cuts"][first : last + 1]
-            ids, order = (group[name][cuts[0] : cuts[-1]] for name in ("ids", "order"))
+            ids, order, counts = (group[name][cuts[0] : cuts[-1]] for name in ("ids", "order", "counts"))
             for b, stored in enumerate(group["checksums"][first:last]):
                 inside = slice(cuts[b] - cuts[0], cuts[b + 1] - cuts[0])
-                if not np.array_equal(digest(ids[inside], order[inside]), stored):
+                if not np.array_equal(digest(ids[inside], order[inside], counts[inside]), stored):
                     raise FormatError(f"{self.path}: is damaged in the ids of the {side}, block {first + b}; convert again")
-        return ids, order
+        return ids, order, counts
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -239,6 +243,8 @@ class BlockedWriter:
 
     def __init__(self, path: Path, grid: Grid):
         self.grid = grid
+        self._cuts = dict(zip(SIDES, (grid.row_cuts, grid.col_cuts), strict=True))
+        self._counts = {side: np.zeros(int(cuts[-1]), np.int64) for side, cuts in self._cuts.items()}
         self._file = h5py.File(path, "w", libver="latest")
         dtypes: dict[str, Any] = {
             "rows": index_dtype(grid.row_sizes),
@@ -258,12 +264,9 @@ class BlockedWriter:
         order : int64[count]
             Positions of `ids` in ascending order of id.
         """
-        cuts = self.grid.row_cuts if side == "rows" else self.grid.col_cuts
         group = self._file.create_group(side)
         stored = ids.astype(h5py.string_dtype("utf-8", ids.dtype.itemsize)) if ids.dtype.kind == "S" else ids
-        group["ids"], group["order"], group["cuts"] = stored, order, cuts.astype(np.int64)
-        inside = [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-        group["checksums"] = np.stack([digest(ids[s], order[s]) for s in inside])
+        group["ids"], group["order"], group["cuts"] = stored, order, self._cuts[side].astype(np.int64)
 
     def append(self, part: str, i: int, j: int, rows: np.ndarray, cols: np.ndarray, values: np.ndarray) -> None:
         """Append block (i, j) of a part; blocks come in row-major order, empty ones may be left out.
@@ -275,11 +278,20 @@ class BlockedWriter:
         values : float32[nnz]
         """
         self._parts[part].append(i * self.grid.size + j, rows, cols, values)
+        if part == "train":
+            for side, block, indices in (("rows", i, rows), ("cols", j, cols)):
+                first, last = self._cuts[side][block : block + 2]
+                self._counts[side][first:last] += np.bincount(indices, minlength=last - first)
 
     def finish(self, header: Header) -> str:
         """Write what is left and the header, close the file, and return the checksum of the whole content."""
         for part in self._parts.values():
             part.finish()
+        for side, counts in self._counts.items():
+            group, cuts = self._file[side], self._cuts[side]
+            group["counts"] = counts
+            inside = [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+            group["checksums"] = np.stack([digest(*(group[name][s] for name in ("ids", "order", "counts"))) for s in inside])
         for name, value in dataclasses.asdict(header).items():
             self._file.attrs[name] = np.float64(value) if isinstance(value, float) else np.int64(value)
         checksum = _checksum(header, self._file)

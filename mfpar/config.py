@@ -63,6 +63,10 @@ class ModelConfig(_Checked):
     reg: float = _setting(
         0.05, "L2 regularisation of factors and biases, applied per rating", "a number ≥ 0", lambda v: _is_real(v) and v >= 0
     )
+    lift: float = _setting(
+        3.0, "how far below the ratings the biases start, in standard deviations (docs/method.md)", "a number ≥ 0",
+        lambda v: _is_real(v) and v >= 0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a rank holds of P and Q: blocks in one flat float32 buffer, each block a message that can be sent as it lies.
 
 A block of n rows is laid out as n + 1 rows of factors, then n + 1 biases (if any), then n + 1 floats for each piece of
-optimizer state. Row n is the *stranger*: all zeros and never updated, it stands for every id that training has not
-seen, so that a held-out rating of an unknown id is scored like any other (by the mean and the bias that is known).
+optimizer state. Row n is the *stranger*: never updated, it stands for every id that training has not seen, so that a
+held-out rating of an unknown id is scored like any other.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import numpy as np
 from mfpar.config import ModelConfig, TrainConfig
 
 LANES = 8  # a row of factors is padded with zeros to a multiple of this (see mfpar.kernels.vector)
+START_DEVIATION = 0.01  # of the starting factors: small, so that what few ratings say grows from little noise
 ALIGNMENT = 64  # bytes; of each block
 SIDES = {"rows": 0, "cols": 1}
 
@@ -44,6 +45,11 @@ class Layout:
         """View float32[size, factors] of a block's factors."""
         return block[: size * self.stride].reshape(size, self.stride)[:, : self.factors]
 
+    def stranger(self, block: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Views of the stranger's factors float32[factors] and bias float32[biases]."""
+        bias = (size + 1) * self.stride + size
+        return block[size * self.stride :][: self.factors], block[bias : bias + self.biases]
+
     def bias(self, block: np.ndarray, size: int) -> np.ndarray:
         """View float32[size] of a block's biases; zeros where the model has none."""
         if not self.biases:
@@ -70,8 +76,6 @@ def start_block(block: np.ndarray, layout: Layout, size: int, seed: int, side: s
     layout.rows(block, size)[:] = ((unit - np.float32(0.5)) * width).reshape(size, layout.factors)
     layout.state(block, size)[:] = 1
 
-
-START_DEVIATION = 0.1  # of the starting factors
 
 
 class Slots:

@@ -3,12 +3,13 @@
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from mfpar.blockfile import BlockedFile, Strip
+from mfpar.blockfile import SIDES, BlockedFile, Strip
 from mfpar.config import ModelConfig, TrainConfig
+from mfpar.engine.centre import Averages, weighted_sum
 from mfpar.engine.crew import Crew
 from mfpar.engine.report import EpochReport
 from mfpar.engine.rotation import Rotation
@@ -19,6 +20,16 @@ from mfpar.metrics import mae, rmse
 from mfpar.parallel.comm import Communicator
 from mfpar.schedule import ring
 from mfpar.shards import Layout, Slots, start_block
+
+
+def unit_of(deviation: float) -> float:
+    """The power of 4 near the ratings' standard deviation in whose multiples a run computes, so that learning rates
+    mean the same on any scale. Dividing by it, and multiplying factors by its root, are exact.
+
+    >>> [unit_of(deviation) for deviation in (0.0, 0.5, 1.1, 1.9, 2.0, 29.0)]
+    [1.0, 1.0, 1.0, 1.0, 4.0, 16.0]
+    """
+    return 4.0 ** (math.frexp(deviation)[1] // 2) if deviation > 0 else 1.0
 
 
 class Training:
@@ -46,9 +57,16 @@ class Training:
         self.first, self.last = span(grid.size, comm.size, comm.rank)
         self.layout = Layout.of(model, train)
         self._train, self._comm, self._grid, self._header = train, comm, grid, file.header
-        self._mean, self._reg = np.float32(file.header.mean), np.float32(model.reg)
-        self._ratings = file.strip("train", self.first, self.last)
-        self._heldout = file.strip("test", self.first, self.last) if file.header.test_ratings else None
+        self._unit = unit_of(file.header.deviation)
+        self._mean = file.header.mean / self._unit
+        lift = model.lift * file.header.deviation / self._unit if model.biases else 0.0
+        self._base, self._offset = np.float32(self._mean - lift), 0.0
+        self._reg = np.float32(model.reg)
+        self._ratings = self._scaled(file.strip("train", self.first, self.last))
+        self._heldout = self._scaled(file.strip("test", self.first, self.last)) if file.header.test_ratings else None
+        self._counts = {
+            side: [file.ratings_of(side, index, index + 1) for index in range(self.first, self.last)] for side in SIDES
+        }
         self._row_sizes = grid.row_sizes[self.first : self.last]
         self._slots = Slots([self.layout.floats(int(size)) for size in self._row_sizes])
         for place, size in enumerate(self._row_sizes):
@@ -73,6 +91,13 @@ class Training:
             on_epoch(report)
             lr *= self._train.lr_decay  # by repeated products, which round alike everywhere; powers need not
         self._rotation.home()
+        averages = self._averages() if self.layout.biases else None
+        for side, _, block, size in self._blocks():
+            factors, bias = self.layout.rows(block, size), self.layout.bias(block, size)
+            if averages:
+                averages.centre(factors, bias, side)
+            factors *= np.float32(math.sqrt(self._unit))
+            bias *= np.float32(self._unit)
 
     def row_block(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Factors float32[rows, k] and biases float32[rows] of row-block i of this rank; views."""
@@ -80,38 +105,74 @@ class Training:
         return self.layout.rows(block, size), self.layout.bias(block, size)
 
     def col_block(self, j: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same of column-block j (first ≤ j < last), which is at home after `run`."""
+        """The same of column-block j (first ≤ j < last); after `run`."""
         block, size = self._rotation.block(j), int(self._grid.col_sizes[j])
         return self.layout.rows(block, size), self.layout.bias(block, size)
 
     def _epoch(self, epoch: int, lr: float) -> EpochReport:
         order = ring(self._grid.size, self._train.seed, epoch)
-        errors, scores = np.zeros(self.last - self.first), np.zeros((self.last - self.first, 2))
+        errors = np.zeros((self.last - self.first, 2))
         waited, sent, started = self._comm.seconds_waiting, self._comm.bytes_sent, time.perf_counter()
-        self._visit_all(order, self._ratings, self._update, (np.float32(lr), self._reg, errors))
+        self._visit_all(order, self._ratings, self._update, (self._base, np.float32(lr), self._reg, errors))
         waited, sent, trained = self._comm.seconds_waiting - waited, self._comm.bytes_sent - sent, time.perf_counter()
-        if self._heldout:
-            self._visit_all(order, self._heldout, self._score, (scores,))
-        mine = [errors.tolist(), scores.tolist(), trained - started, time.perf_counter() - trained, waited, sent]
-        ranks = self._comm.gather(mine)
-        # Sums of row-blocks, added in the order of row-blocks whatever rank they come from.
-        squares = math.fsum(error for rank in ranks for error in rank[0])
-        test_squares, test_absolutes = (math.fsum(pair[part] for rank in ranks for pair in rank[1]) for part in (0, 1))
-        seconds, seconds_evaluate = (max(rank[part] for rank in ranks) for part in (2, 3))
-        count, test_count = self._header.ratings, self._header.test_ratings
+        ranks = self._comm.gather([errors.tolist(), trained - started, waited, sent])
+        # Sums of row-blocks, exact and so the same whatever rank they come from.
+        squares, total = (math.fsum(sums[part] for rank in ranks for sums in rank[0]) for part in (0, 1))
+        seconds, count = max(rank[1] for rank in ranks), self._header.ratings
+        self._offset = total / count if self.layout.biases else 0.0
+        loss = max(squares / count - self._offset**2, 0.0) / 2 * self._unit**2
+        test_rmse, test_mae = self._evaluate() if self._heldout else (None, None)
         return EpochReport(
             epoch=epoch,
             seconds=seconds,
-            seconds_evaluate=seconds_evaluate,
-            train_loss=squares / count / 2,
-            train_rmse=rmse(squares, count),
-            test_rmse=rmse(test_squares, test_count) if test_count else None,
-            test_mae=mae(test_absolutes, test_count) if test_count else None,
+            seconds_evaluate=time.perf_counter() - trained,
+            train_loss=loss,
+            train_rmse=math.sqrt(2 * loss),
+            test_rmse=test_rmse,
+            test_mae=test_mae,
             updates_per_second=count / seconds,
             lr=lr,
-            seconds_waiting=sum(rank[4] for rank in ranks) / len(ranks),
-            bytes_sent=sum(rank[5] for rank in ranks),
+            seconds_waiting=sum(rank[2] for rank in ranks) / len(ranks),
+            bytes_sent=sum(rank[3] for rank in ranks),
         )
+
+    def _evaluate(self) -> tuple[float, float]:
+        """RMSE and MAE on the held-out part, as the saved model will have them."""
+        self._rotation.home()
+        if self._header.test_unknown and self.layout.biases:
+            averages = self._averages()
+            for side, _, block, size in self._blocks():
+                averages.seat_stranger(*self.layout.stranger(block, size), side)
+        scores = np.zeros((self.last - self.first, 2))
+        self._visit_all(np.arange(self._grid.size), self._heldout, self._score, (np.float32(self._base + self._offset), scores))
+        ranks = self._comm.gather(scores.tolist())
+        squares, absolutes = (math.fsum(sums[part] for rank in ranks for sums in rank) for part in (0, 1))
+        count = self._header.test_ratings
+        return rmse(squares, count) * self._unit, mae(absolutes, count) * self._unit
+
+    def _blocks(self) -> Iterator[tuple[str, int, np.ndarray, int]]:
+        """Side, index, buffer and number of rows of each block that this rank owns, column-blocks at home."""
+        for index in range(self.first, self.last):
+            yield "rows", index, self._slots[index - self.first], int(self._grid.row_sizes[index])
+        for index in range(self.first, self.last):
+            yield "cols", index, self._rotation.block(index), int(self._grid.col_sizes[index])
+
+    def _averages(self) -> Averages:
+        """The average row and column of all ranks, column-blocks at home. Collective."""
+        sums: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+        for side, index, block, size in self._blocks():
+            counts = self._counts[side][index - self.first]
+            sums[side].append(
+                weighted_sum(self.layout.rows(block, size), self.layout.bias(block, size), counts).tolist()
+            )
+        ranks = self._comm.gather(sums)
+        everybody = {side: [total for rank in ranks for total in rank[side]] for side in SIDES}
+        return Averages.of(everybody, self._header.ratings, float(self._base) + self._offset - self._mean)
+
+    def _scaled(self, strip: Strip) -> Strip:
+        """The strip in the run's unit; in place."""
+        strip.values[:] *= np.float32(1 / self._unit)
+        return strip
 
     def _visit_all(self, order: np.ndarray, strip: Strip, kernel: Callable[..., None], rest: tuple[object, ...]) -> None:
         """Let the kernel visit every block of a strip once, in the order of the ring."""
@@ -122,7 +183,7 @@ class Training:
                 kernel(
                     *(a, b, met, strip.offsets, strip.rows, strip.cols, strip.values),
                     *(self._slots.buffer, self._slots.starts, row_counts),
-                    *(self._rotation.slots.buffer, starts, counts, self._mean, *rest),
+                    *(self._rotation.slots.buffer, starts, counts, *rest),
                 )
 
             work = strip.offsets[places, met + 1] - strip.offsets[places, met]

@@ -28,13 +28,13 @@ def score_kernel(stride: int, biases: bool, row_dtype: str, col_dtype: str) -> C
             *(types.float32, types.float64[:, ::1]),
         ),
     )
-    def score(first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, mean, sums):
+    def score(first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, base, sums):
         for i in range(first, last):
             squares = absolutes = 0.0
             b_block, c_block = p_starts[i] + p_counts[i] * stride, q_starts[i] + q_counts[i] * stride
             for t in range(offsets[i, met[i]], offsets[i, met[i] + 1]):
                 row, col = np.int64(rows[t]), np.int64(cols[t])
-                e = values[t] - mean
+                e = values[t] - base
                 if biases:
                     e -= P[b_block + row] + Q[c_block + col]
                 e -= dot(load(P, p_starts[i] + row * stride, stride), load(Q, q_starts[i] + col * stride, stride))

@@ -1,6 +1,6 @@
 """One pass of stochastic gradient descent over blocks of ratings, squared loss.
 
-For a rating r of row i and column j, with z = mean + bᵢ + cⱼ + pᵢ·qⱼ and e = r − z, a step of rate η and
+For a rating r of row i and column j, with z = base + bᵢ + cⱼ + pᵢ·qⱼ and e = r − z, a step of rate η and
 regularisation λ goes down the gradient of ½e² + ½λ(|pᵢ|² + |qⱼ|² + bᵢ² + cⱼ²)::
 
     pᵢ ← pᵢ + η(e qⱼ − λ pᵢ)        bᵢ ← bᵢ + η(e − λ bᵢ)        and so for qⱼ, cⱼ, with the old pᵢ
@@ -42,7 +42,7 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
 
     Returns
     -------
-    update(first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, mean, lr, reg,
+    update(first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, base, lr, reg,
     sums), which visits the blocks (i, met[i]) for i in first … last − 1, in this order, each once:
 
     met : int64[B]
@@ -57,9 +57,9 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
         Where row-block i begins in P, and its number of rows.
     q_starts, q_counts : int64[B]
         The same of the column-block that row-block i meets.
-    mean, lr, reg : float32
-    sums : float64[B]
-        sums[i] grows by the sum of the block's e².
+    base, lr, reg : float32
+    sums : float64[B, 2]
+        sums[i] grows by the block's Σe² and Σe.
     """
     one = np.float32(1.0)
     share = np.float32(1.0 / factors)
@@ -71,17 +71,17 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
             *(types.int64, types.int64, types.int64[::1], types.int64[:, ::1]),
             *(getattr(types, row_dtype)[::1], getattr(types, col_dtype)[::1], types.float32[::1]),
             *(types.float32[::1], types.int64[::1], types.int64[::1]) * 2,
-            *(types.float32, types.float32, types.float32, types.float64[::1]),
+            *(types.float32, types.float32, types.float32, types.float64[:, ::1]),
         ),
     )
     def update(  # noqa: PLR0917
-        first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, mean, lr, reg, sums
+        first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, base, lr, reg, sums
     ):  # fmt: skip
         p_rate = q_rate = b_rate = c_rate = lr
         for i in range(first, last):
             p_block, q_block = p_starts[i], q_starts[i]
             b_block, c_block = p_block + p_counts[i] * stride, q_block + q_counts[i] * stride
-            block_sum = 0.0
+            squares = total = 0.0
             end = offsets[i, met[i] + 1]
             for t in range(offsets[i, met[i]], end):
                 ahead = min(t + AHEAD, end - 1)
@@ -94,7 +94,7 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
                 p_at, q_at = p_block + row * stride, q_block + col * stride
                 p, q = load(P, p_at, stride), load(Q, q_at, stride)
                 product = dot(p, q)
-                e = values[t] - mean
+                e = values[t] - base
                 if biases:
                     b_at, c_at = b_block + row, c_block + col
                     b, c = P[b_at], Q[c_at]
@@ -119,7 +119,9 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
                     Q[c_at] = c + c_rate * c_gradient
                 store(P, p_at, add_scaled(scale(p, one - p_rate * reg), q, p_rate * e))
                 store(Q, q_at, add_scaled(scale(q, one - q_rate * reg), p, q_rate * e))
-                block_sum += np.float64(e) * np.float64(e)
-            sums[i] += block_sum
+                squares += np.float64(e) * np.float64(e)
+                total += np.float64(e)
+            sums[i, 0] += squares
+            sums[i, 1] += total
 
     return update

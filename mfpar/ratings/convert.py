@@ -1,0 +1,173 @@
+"""The pipeline: read sources, order and cut both sides, sort the ratings into blocks, write the blocked file."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfpar.atomic import refuse_existing, replacing
+from mfpar.blockfile import BlockedWriter, Header
+from mfpar.errors import ConfigError, RatingsError
+from mfpar.grid import Grid, balanced_cuts, default_grid
+from mfpar.ratings.blocks import BATCH, RATING_BYTES, SortedRatings, Statistics
+from mfpar.ratings.database import Database
+from mfpar.ratings.ordering import UNKNOWN, id_size, ids, interleave, number, place
+from mfpar.ratings.reading import Ratings
+
+STREAMS = 8  # independent chains of updates inside a block: more gain nothing, see the kernels' benchmark
+DUPLICATES = ("error", "last", "mean")
+
+
+def convert(
+    sources: Any,
+    output: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    test: Any = None,
+    test_fraction: float = 0.0,
+    grid: int | None = None,
+    seed: int = 0,
+    duplicates: str = "last",
+    memory: int | None = None,
+    force: bool = False,
+) -> Header:
+    """Write ratings as a blocked HDF5 file. Not collective: one process does it.
+
+    The content depends on the ratings, their order, `grid` and `seed` alone, not on the kind of source, on `memory` or
+    on the number of threads.
+
+    Parameters
+    ----------
+    sources : path, glob pattern, scipy sparse matrix, pandas or Arrow table, tuple or dict of arrays; or a list of these
+        Files: delimited text, Parquet, Matrix Market (all also gzipped), .npz.
+    output : path of the file to write
+    columns : names, or positions from 1 as strings, of user, item and rating; None: found by themselves
+    test : like `sources`
+        Ratings to hold out.
+    test_fraction : float, 0 ≤ test_fraction < 1
+        Share of `sources` to hold out instead, chosen by a hash of seed, user id and item id.
+    grid : blocks a side, at most the smaller side of the matrix; None: from the size
+    seed : of the order of rows and columns, and of the held-out share
+    duplicates : "error", "last" or "mean"
+        What becomes of several ratings of one user for one item in the same part: refuse them, keep the last in source
+        order, or take their mean.
+    memory : bytes that the process may take; None: DuckDB takes up to half of the machine's
+    force : overwrite `output`
+
+    Returns
+    -------
+    Header
+
+    Raises
+    ------
+    ConfigError
+        An option outside its range, or one that does not fit the data.
+    RatingsError
+        A source that can't be read as ratings; names file and line.
+    OutputExistsError
+        `output` exists and `force` is not set.
+    StorageError
+        A file that can't be read or written.
+    """
+    output = Path(output)
+    _check_options(test, test_fraction, grid, seed, duplicates)
+    refuse_existing(output, force)
+    with Database(output.absolute().parent, memory) as database:
+        ratings = Ratings(database, columns)
+        ratings.read(sources, _held(test_fraction, seed))
+        if test is not None:
+            ratings.read(test, "true")
+        counts = {side: number(database, side, seed) for side in ("user", "item")}
+        m, n = len(counts["user"]), len(counts["item"])
+        if m == 0:
+            raise RatingsError(f"no training ratings are left: all {ratings.count} are held out; hold out fewer")
+        size = default_grid(m, n, int(counts["user"].sum())) if grid is None else grid
+        if size > min(m, n):
+            raise ConfigError(f"grid={size} is more than the data has: {m} rows and {n} columns; take at most {min(m, n)}")
+        cuts = Grid(*(balanced_cuts(counts[side], size) for side in ("user", "item")))
+        place(database, "user", cuts.row_cuts)
+        place(database, "item", cuts.col_cuts)
+        ordered = SortedRatings(database, size, duplicates)
+        with replacing(output) as temporary, contextlib.closing(BlockedWriter(temporary, cuts)) as writer:
+            for side, table, count in (("user", "rows", m), ("item", "cols", n)):
+                _write_ids(database, writer, side, table, count)
+            with database.reserving(max(ordered.largest - BATCH, 0) * RATING_BYTES):
+                header = _write_blocks(writer, ordered, cuts, seed)
+            if duplicates == "error" and ordered.example is not None:
+                raise RatingsError(_duplicate(database, ordered, cuts))
+            writer.finish(header)
+    return header
+
+
+def _check_options(test: Any, test_fraction: float, grid: int | None, seed: int, duplicates: str) -> None:
+    if not 0 <= test_fraction < 1:
+        raise ConfigError(f"test_fraction={test_fraction} is out of range: take one from 0 up to, but not including, 1")
+    if test is not None and test_fraction:
+        raise ConfigError("test and test_fraction exclude each other: give the held-out ratings, or a share to hold out")
+    if grid is not None and grid < 1:
+        raise ConfigError(f"grid={grid} is out of range: take at least 1 block a side")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed} is out of range: take one from 0 up to 2^63 - 1")
+    if duplicates not in DUPLICATES:
+        raise ConfigError(f"duplicates={duplicates!r} is none of {', '.join(DUPLICATES)}")
+
+
+def _held(test_fraction: float, seed: int) -> str:
+    """SQL that holds out a share of the ratings by what they are about, wherever in the source they stand."""
+    if not test_fraction:
+        return "false"
+    return f"md5_number_lower('{seed}:test:' || user || ':' || item) < {int(test_fraction * 2**64)}"
+
+
+def _write_ids(database: Database, writer: BlockedWriter, side: str, table: str, count: int) -> None:
+    size = id_size(database, side)
+    with database.reserving(count * (3 * max(size, 8) + 24)):
+        names = ids(database, side, count, size)
+        writer.write_ids(table, names, np.argsort(names, kind="stable"))
+
+
+def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, seed: int) -> Header:
+    statistics = Statistics()
+    test = unknown = 0
+    for block in ordered:
+        i, j, rows, cols, values = block.i, block.j, block.rows, block.cols, block.values
+        if block.held:
+            test += len(values)
+            unknown += int(np.count_nonzero((rows >= UNKNOWN) | (cols >= UNKNOWN)))
+            rows, cols = np.minimum(rows, grid.row_sizes[i]), np.minimum(cols, grid.col_sizes[j])
+            writer.append("test", i, j, rows, cols, values)
+        else:
+            statistics.add(values)
+            order = interleave(len(values), STREAMS)
+            writer.append("train", i, j, rows[order], cols[order], values[order])
+    return Header(
+        rows=int(grid.row_cuts[-1]),
+        cols=int(grid.col_cuts[-1]),
+        ratings=statistics.count,
+        test_ratings=test,
+        test_unknown=unknown,
+        duplicates=ordered.duplicates,
+        seed=seed,
+        streams=STREAMS,
+        mean=statistics.mean,
+        deviation=statistics.deviation,
+        minimum=statistics.minimum,
+        maximum=statistics.maximum,
+    )
+
+
+def _duplicate(database: Database, ordered: SortedRatings, grid: Grid) -> str:
+    """The sentence that names a pair that is rated twice."""
+    assert ordered.example is not None
+    held, i, j, row, col = ordered.example
+    names = []
+    for side, cuts, b, local in (("user", grid.row_cuts, i, row), ("item", grid.col_cuts, j, col)):
+        index = cuts[-1] + local - UNKNOWN if local >= UNKNOWN else cuts[b] + local
+        names.append(database.scalar(f"SELECT id FROM {side}s WHERE rowid = ?", [int(index)]))
+    part = "test" if held else "training"
+    return (
+        f"the {part} ratings have user {names[0]!r} with item {names[1]!r} more than once "
+        f"({ordered.duplicates} such duplicates in all); remove them, or settle them with --duplicates last or mean"
+    )

@@ -1,0 +1,153 @@
+"""A DuckDB database for one conversion: bounded memory, temporary files in one folder, errors as sentences."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+
+from mfpar.errors import ConfigError, StorageError
+
+ALLOWANCE = 256 << 20  # bytes: Python, NumPy, h5py, one batch of ratings, and what DuckDB takes beyond its limit
+LEAST = 128 << 20  # bytes: below this limit DuckDB can't sort
+PER_THREAD = 128 << 20  # bytes: what a thread needs to sort without spilling all the time
+
+
+class Database:
+    """An in-memory DuckDB database that spills to a folder of its own; a context manager that removes the folder.
+
+    Parameters
+    ----------
+    parent : Path
+        Existing folder in which the temporary folder is made.
+    memory : int or None
+        Bytes that the whole process may take; None: DuckDB alone takes up to half of what the machine allows.
+
+    Raises
+    ------
+    ConfigError
+        `memory` is too small to work in.
+    StorageError
+        No folder can be made in `parent`.
+    """
+
+    def __init__(self, parent: Path, memory: int | None = None):
+        self._memory = memory
+        self._limit(0)  # a request that can't be met fails before anything is made
+        try:
+            self._temporary = tempfile.TemporaryDirectory(prefix=".mfpar.", suffix=".tmp", dir=parent)
+        except OSError as error:
+            raise StorageError(f"{parent}: no temporary folder can be made there: {error.strerror}") from error
+        self.folder = Path(self._temporary.name)
+        self._connection = duckdb.connect(
+            config={
+                "temp_directory": str(self.folder),
+                "memory_limit": self._limit(0),
+                "autoinstall_known_extensions": False,
+                "python_enable_replacements": False,  # a table is what was registered, never a caller's variable
+                "pandas_analyze_sample": 0,  # objects are text, instead of what the first thousand look like
+            }
+        )
+        self._connection.execute("SET enable_progress_bar = false")
+        if memory is not None:
+            threads = min(os.cpu_count() or 1, max(1, (memory - ALLOWANCE) // PER_THREAD))
+            self._connection.execute(f"SET threads = {threads}")
+
+    def _limit(self, reserved: int) -> str:
+        if self._memory is None:
+            return "50%"
+        left = self._memory - ALLOWANCE - reserved
+        if left < LEAST:
+            needed = -(-(ALLOWANCE + LEAST + reserved) >> 20)
+            raise ConfigError(
+                f"memory={self._memory >> 20}M is too small for this conversion, which needs at least {needed}M"
+            )
+        return f"{left}B"
+
+    @contextlib.contextmanager
+    def reserving(self, size: int) -> Iterator[None]:
+        """Leave `size` bytes of the memory to arrays of ours for a while.
+
+        Raises
+        ------
+        ConfigError
+            Too little would be left to DuckDB.
+        """
+        self.run(f"SET memory_limit = '{self._limit(size)}'")
+        try:
+            yield
+        finally:
+            self.run(f"SET memory_limit = '{self._limit(0)}'")
+
+    @contextlib.contextmanager
+    def registered(self, table: Any) -> Iterator[None]:
+        """Make a pandas or Arrow table, or a dict of arrays, known as `given` for a while; None: nothing to do."""
+        if table is None:
+            yield
+            return
+        self._connection.register("given", table)
+        try:
+            yield
+        finally:
+            self._connection.unregister("given")
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
+        """Execute a statement and return the connection to fetch from.
+
+        Raises
+        ------
+        ConfigError
+            The memory does not suffice.
+        StorageError
+            Temporary files could not be written.
+        duckdb.Error
+            Any other failure, which only the caller can explain.
+        """
+        try:
+            return self._connection.execute(sql, parameters)
+        except duckdb.OutOfMemoryException as error:
+            if "offload" in str(error) or "temp_directory" in str(error):
+                raise self._full() from error
+            raise ConfigError("the memory is too small for this conversion; give it more with --memory") from error
+        except duckdb.Error as error:
+            if str(self.folder) in str(error) or "No space left" in str(error):
+                raise self._full() from error
+            raise
+
+    def _full(self) -> StorageError:
+        return StorageError(f"{self.folder.parent}: no space left on the device for the temporary files of the conversion")
+
+    def scalar(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """The first value of the first row of a query's result."""
+        row = self.run(sql, parameters).fetchone()
+        assert row is not None
+        return row[0]
+
+    def arrays(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, np.ndarray]:
+        """A query's result, which must hold no NULL, as arrays by column name; strings as an object array of str."""
+        return self.run(sql, parameters).fetchnumpy()
+
+    def close(self) -> None:
+        """Close the database and remove its folder."""
+        self._connection.close()
+        self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def literal(text: str) -> str:
+    """A string as SQL text."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A column's name as SQL text."""
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,74 @@
+"""The order of rows and columns, their blocks, and the order of ratings inside a block."""
+
+import numpy as np
+
+from mfpar.ratings.database import Database
+from mfpar.ratings.reading import are_integers
+
+CHUNK = 1 << 18  # ids fetched at a time
+UNKNOWN = 1 << 31  # local index from which on an id is one that only the test part has
+
+
+def number(database: Database, side: str, seed: int) -> np.ndarray:
+    """Make the table `users` or `items`: every id once, its rowid its place in the order; return the counts.
+
+    Ids with training ratings come first, by the lower half of the MD5 of "seed:side:id" (as DuckDB's `md5_number_lower`
+    gives it: bytes 8 … 15, little-endian), ties by id; those that only the test part has follow in the same order.
+
+    Parameters
+    ----------
+    side : "user" or "item"
+
+    Returns
+    -------
+    int64[m]
+        Training ratings of each row (column), in order; duplicates counted as often as they occur.
+    """
+    database.run(
+        f"CREATE TABLE {side}s AS SELECT {side} AS id, count(*) FILTER (NOT held) AS ratings FROM ratings GROUP BY {side} "
+        f"ORDER BY count(*) FILTER (NOT held) = 0, md5_number_lower('{seed}:{side}:' || {side}), {side}"
+    )
+    return database.arrays(f"SELECT ratings FROM {side}s WHERE ratings > 0 ORDER BY rowid")["ratings"]
+
+
+def place(database: Database, side: str, cuts: np.ndarray) -> None:
+    """Make the table `user_places` or `item_places`: id, block (NULL if unknown) and local index of every id."""
+    database.run(
+        f"CREATE TABLE {side}_places AS "
+        f"SELECT id, cuts.block AS block, if(cuts.block IS NULL, {UNKNOWN}, 0) + ids.rowid - cuts.begin AS local "
+        f"FROM {side}s AS ids ASOF JOIN (SELECT unnest(?::BIGINT[]) AS begin, unnest(?::BIGINT[]) AS block) AS cuts "
+        "ON ids.rowid >= cuts.begin",
+        [cuts.tolist(), [*range(len(cuts) - 1), None]],
+    )
+
+
+def id_size(database: Database, side: str) -> int:
+    """Bytes of an id in a file: 0 for int64, otherwise the length of the longest string."""
+    if database.scalar(f"SELECT {are_integers('id')} FROM {side}s"):
+        return 0
+    return int(database.scalar(f"SELECT max(strlen(id)) FROM {side}s WHERE ratings > 0"))
+
+
+def ids(database: Database, side: str, count: int, size: int) -> np.ndarray:
+    """The first `count` ids of a side in order: int64[count], or bytes (UTF-8) of length `size` [count]."""
+    result = np.empty(count, f"S{size}" if size else np.int64)
+    for first in range(0, count, CHUNK):
+        last = min(first + CHUNK, count)
+        chunk = database.arrays(
+            f"SELECT {'id' if size else 'CAST(id AS BIGINT) AS id'} FROM {side}s WHERE rowid >= ? AND rowid < ?", [first, last]
+        )["id"]
+        result[first:last] = [text.encode() for text in chunk] if size else chunk
+    return result
+
+
+def interleave(count: int, streams: int) -> np.ndarray:
+    """int64[count]: the order that takes one of `count` things from each of `streams` equal segments in turn.
+
+    Neighbours in the sorted order share a row, so that each update would wait for the one before.
+
+    >>> interleave(7, 3)
+    array([0, 3, 6, 1, 4, 2, 5])
+    """
+    length = -(-count // streams)
+    order = np.arange(length * streams).reshape(streams, length).T.ravel()
+    return order[order < count]

@@ -1,0 +1,187 @@
+"""Each source as scans: what DuckDB is to select from it, and how to speak of its records."""
+
+import contextlib
+import glob
+import gzip
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from mfpar.atomic import storage_errors
+from mfpar.errors import RatingsError
+from mfpar.ratings.arrays import Columns, from_given, from_matrix, from_mtx, from_npz
+from mfpar.ratings.columns import ROLES, choose_columns
+from mfpar.ratings.database import Database, identifier, literal
+from mfpar.ratings.sources import damaged_gzip, look_at, name_of
+from mfpar.ratings.text import inspect
+
+SLICE = 1 << 20  # rows of arrays handed to DuckDB at a time
+WHOLE = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")}
+FRACTIONAL = {"FLOAT", "DOUBLE"}
+STRINGS = {"VARCHAR", "UUID"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Something that DuckDB reads in one statement: a file, a table, a slice of arrays.
+
+    Attributes
+    ----------
+    relation : SQL after FROM
+    user, item : SQL of the ids as VARCHAR
+    rating : SQL of the rating as it stands there, of a type that casts to DOUBLE; None where none is wanted
+    table : object that is registered as `given` while it is read, or None
+    place : record (from 0) → where it is, for messages
+    explain : DuckDB's message → one sentence
+    """
+
+    relation: str
+    user: str
+    item: str
+    rating: str | None
+    table: Any
+    place: Callable[[int], str]
+    explain: Callable[[str], str]
+
+    @contextlib.contextmanager
+    def reading(self, database: Database) -> Iterator[None]:
+        """Have the table registered, and DuckDB's complaints about the source turned into ours."""
+        with database.registered(self.table), _explained(self.explain):
+            yield
+
+
+@contextlib.contextmanager
+def open_scans(
+    database: Database, source: Any, columns: Sequence[str] | None, need_rating: bool
+) -> Iterator[list[Scan]]:
+    """The scans of one source, in order; what they need is there inside the context.
+
+    Parameters
+    ----------
+    source : Path, scipy sparse matrix, pandas or Arrow table, tuple or dict of arrays
+    columns, need_rating : see `mfpar.ratings.columns.choose_columns`
+
+    Raises
+    ------
+    RatingsError
+        It is nothing that can be read as ratings.
+    StorageError
+        The file can't be opened, or not be unpacked.
+    ConfigError
+        Its arrays do not fit the memory.
+    """
+    name = name_of(source)
+    if not isinstance(source, Path):
+        if hasattr(source, "tocoo"):
+            yield _slices(database, from_matrix(source, name), name)
+        elif isinstance(source, (tuple, dict)):
+            yield _slices(database, from_given(source, columns, need_rating), name)
+        else:
+            yield [_table(database, "given", source, columns, need_rating, name)]
+        return
+    kind, gzipped, head = look_at(source)
+    if kind == "text":
+        text = inspect(source, gzipped, head, columns, need_rating)
+        user, item, *rest = (f"c{position}" for position in text.columns)
+        yield [Scan(text.relation, user, item, rest[0] if rest else None, None, text.place, text.explain)]
+    elif kind == "parquet":
+        with _unpacked(source, gzipped, database.folder) as plain:
+            relation = f"read_parquet({literal(glob.escape(str(plain)))})"
+            yield [_table(database, relation, None, columns, need_rating, name)]
+    elif kind in ("mtx", "npz"):
+        arrays = from_mtx(source, gzipped) if kind == "mtx" else from_npz(source, columns, need_rating)
+        with database.reserving(sum(array.nbytes for array in arrays.values())):
+            yield _slices(database, arrays, name)
+    else:
+        raise RatingsError(f"{source}: is an HDF5 file, not a source of ratings; has it been converted already?")
+
+
+def _slices(database: Database, arrays: Columns, name: str) -> list[Scan]:
+    """Arrays of user, item and, where wanted, rating, cut so that DuckDB's copy of them stays small."""
+    need_rating = "rating" in arrays
+    count = len(arrays["user"])
+    return [
+        _table(
+            database,
+            "given",
+            {role: array[first : first + SLICE] for role, array in arrays.items()},
+            ROLES if need_rating else ROLES[:2],
+            need_rating,
+            name,
+            first,
+        )
+        for first in range(0, count, SLICE)
+    ]
+
+
+def _table(
+    database: Database,
+    relation: str,
+    table: Any,
+    columns: Sequence[str] | None,
+    need_rating: bool,
+    name: str,
+    before: int = 0,
+) -> Scan:
+    """A relation whose columns have names and types; `before` records of the source precede it."""
+
+    def explain(message: str) -> str:
+        return f"{name}: is damaged, truncated or of a kind that can't be read: {message.splitlines()[0]}"
+
+    with database.registered(table), _explained(explain):
+        described = database.run(f"DESCRIBE FROM {relation}").fetchall()
+    names, kinds = [row[0] for row in described], [row[1] for row in described]
+    numeric = len(kinds) > 2 and (kinds[2] in WHOLE | FRACTIONAL or kinds[2].startswith("DECIMAL"))
+    chosen = choose_columns(names, len(names), numeric, columns, need_rating, name)
+    user, item = (_id(names[position], kinds[position], name) for position in chosen[:2])
+    rating = _rating(names[chosen[2]], kinds[chosen[2]], name) if need_rating else None
+    return Scan(relation, user, item, rating, table, lambda record: f"{name}, row {before + record + 1}", explain)
+
+
+def _id(column: str, kind: str, name: str) -> str:
+    """SQL of an id as text: NULL where it is missing, or neither a whole number nor a string."""
+    sql = identifier(column)
+    if kind in FRACTIONAL:  # whole numbers among which some are missing often come as floats
+        return f"CASE WHEN {sql} = trunc({sql}) AND abs({sql}) < 2 ** 53 THEN CAST(CAST({sql} AS BIGINT) AS VARCHAR) END"
+    if kind in WHOLE | STRINGS or kind.startswith("ENUM"):
+        return f"nullif(CAST({sql} AS VARCHAR), '')"
+    raise RatingsError(f"{name}: the column {column!r} has the type {kind}; ids are integers or strings")
+
+
+def _rating(column: str, kind: str, name: str) -> str:
+    if kind in WHOLE | FRACTIONAL | {"BOOLEAN"} or kind.startswith("DECIMAL"):
+        return identifier(column)
+    if kind == "VARCHAR" or kind.startswith("ENUM"):
+        return f"CAST({identifier(column)} AS VARCHAR)"
+    raise RatingsError(f"{name}: the column {column!r} has the type {kind}; ratings are numbers")
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path, gzipped: bool, folder: Path) -> Iterator[Path]:
+    """A gzipped Parquet file, which can't be read from its start to its end, in plain for a while."""
+    if not gzipped:
+        yield path
+        return
+    plain = folder / "unpacked.parquet"
+    try:
+        with gzip.open(path) as packed, storage_errors(plain), open(plain, "wb") as file:
+            try:
+                shutil.copyfileobj(packed, file, 1 << 20)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise damaged_gzip(path) from error
+        yield plain
+    finally:
+        plain.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(explain: Callable[[str], str]) -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, RuntimeError) as error:
+        raise RatingsError(explain(str(error) or repr(error))) from error
