@@ -16,6 +16,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from mfpar.diskfile import DiskFile
 from mfpar.errors import FormatError, StorageError
 from mfpar.grid import Grid
 
@@ -245,7 +246,8 @@ class BlockedWriter:
         self.grid = grid
         self._cuts = dict(zip(SIDES, (grid.row_cuts, grid.col_cuts), strict=True))
         self._counts = {side: np.zeros(int(cuts[-1]), np.int64) for side, cuts in self._cuts.items()}
-        self._file = h5py.File(path, "w", libver="latest")
+        self._disk = DiskFile(path)
+        self._file = h5py.File(self._disk, "w", libver="latest")
         dtypes: dict[str, Any] = {
             "rows": index_dtype(grid.row_sizes),
             "cols": index_dtype(grid.col_sizes),
@@ -278,6 +280,7 @@ class BlockedWriter:
         values : float32[nnz]
         """
         self._parts[part].append(i * self.grid.size + j, rows, cols, values)
+        self._disk.check()
         if part == "train":
             for side, block, indices in (("rows", i, rows), ("cols", j, cols)):
                 first, last = self._cuts[side][block : block + 2]
@@ -297,11 +300,13 @@ class BlockedWriter:
         checksum = _checksum(header, self._file)
         self._file.attrs.update({"format": FORMAT, "version": VERSION, "checksum": checksum})
         self.close()
+        self._disk.check()
         return checksum
 
     def close(self) -> None:
         """Close the file, finished or not."""
         self._file.close()
+        self._disk.close()
 
 
 class _PartWriter:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mfpar.errors import ConfigError
 
-DEFAULT_RATES = {"sgd": 0.02, "adagrad": 0.1}
+DEFAULT_RATES = {"sgd": 0.02, "adagrad": 0.05}
 OPTIMIZERS = tuple(DEFAULT_RATES)
 
 

@@ -27,8 +27,8 @@ class Layout:
 
     @classmethod
     def of(cls, model: ModelConfig, train: TrainConfig) -> "Layout":
-        """The layout that a run needs: AdaGrad keeps one sum for a row's factors and one for its bias."""
-        return cls(model.factors, model.biases, (1 + model.biases) if train.optimizer == "adagrad" else 0)
+        """The layout that a run needs: AdaGrad keeps one running sum for each row."""
+        return cls(model.factors, model.biases, int(train.optimizer == "adagrad"))
 
     @property
     def stride(self) -> int:

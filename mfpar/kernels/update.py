@@ -6,9 +6,9 @@ regularisation λ goes down the gradient of ½e² + ½λ(|pᵢ|² + |qⱼ|² + b
     pᵢ ← pᵢ + η(e qⱼ − λ pᵢ)        bᵢ ← bᵢ + η(e − λ bᵢ)        and so for qⱼ, cⱼ, with the old pᵢ
 
 (Koren, Bell, Volinsky: Matrix factorization techniques for recommender systems, IEEE Computer 42(8), 2009). AdaGrad
-divides η by the root of the sum of the squared gradients that a row has met, one sum for the mean over its factors
-(Chin, Zhuang, Juan, Lin: A learning-rate schedule for stochastic gradient methods to matrix factorization, PAKDD 2015)
-and one for its bias.
+divides η by the root of one running sum for each row and column, of its squared gradients' mean over the factors
+(Chin, Zhuang, Juan, Lin: A learning-rate schedule for stochastic gradient methods to matrix factorization, PAKDD 2015).
+Its bias goes at the same rate: with a sum of its own it would stop long before its row has settled.
 
 The squared norm of a gradient costs no second pass: |λp − eq|² = λ²|p|² − 2λe p·q + e²|q|².
 """
@@ -24,9 +24,11 @@ from mfpar.kernels.compile import compiled
 from mfpar.kernels.vector import add_scaled, dot, load, prefetch, scale, store
 
 
-import os
-FAR = int(os.environ.get("FAR","0"))
-AHEAD = int(os.environ.get("AHEAD","64"))
+# How far ahead to ask for memory, in ratings: the arrays of ratings (which the hardware's prefetcher loses at every 4 KB)
+# and the rows of P. Asking changes no bit.
+FAR, NEAR, PER_LINE = 512, 32, 16
+
+
 @functools.cache
 def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dtype: str, col_dtype: str) -> Callable[..., Any]:
     """Compile `update` for constants of the model.
@@ -59,7 +61,7 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
         The same of the column-block that row-block i meets.
     base, lr, reg : float32
     sums : float64[B, 2]
-        sums[i] grows by the block's Σe² and Σe.
+        sums[i] grows by the block's Σe² and, with biases, Σe.
     """
     one = np.float32(1.0)
     share = np.float32(1.0 / factors)
@@ -77,19 +79,18 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
     def update(  # noqa: PLR0917
         first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, base, lr, reg, sums
     ):  # fmt: skip
-        p_rate = q_rate = b_rate = c_rate = lr
+        p_rate = q_rate = lr
         for i in range(first, last):
             p_block, q_block = p_starts[i], q_starts[i]
             b_block, c_block = p_block + p_counts[i] * stride, q_block + q_counts[i] * stride
             squares = total = 0.0
             end = offsets[i, met[i] + 1]
             for t in range(offsets[i, met[i]], end):
-                ahead = min(t + AHEAD, end - 1)
-                prefetch(P, p_block + np.int64(rows[ahead]) * stride, stride)
-                if FAR:
+                if t % PER_LINE == 0:
                     prefetch(rows, t + FAR, 1)
                     prefetch(cols, t + FAR, 1)
                     prefetch(values, t + FAR, 1)
+                prefetch(P, p_block + np.int64(rows[min(t + NEAR, end - 1)]) * stride, stride)
                 row, col = np.int64(rows[t]), np.int64(cols[t])
                 p_at, q_at = p_block + row * stride, q_block + col * stride
                 p, q = load(P, p_at, stride), load(Q, q_at, stride)
@@ -103,24 +104,20 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
                 if biases:
                     b_gradient, c_gradient = e - reg * b, e - reg * c
                 if adagrad:
-                    # The running sums lie behind the biases; the one for the factors comes first.
+                    # The running sums lie behind the biases.
                     s_at, t_at = b_block + biases * p_counts[i] + row, c_block + biases * q_counts[i] + col
                     p_norm, q_norm, cross = dot(p, p), dot(q, q), two * reg * e * product
                     P[s_at] += share * max(reg * reg * p_norm - cross + e * e * q_norm, np.float32(0.0))
                     Q[t_at] += share * max(reg * reg * q_norm - cross + e * e * p_norm, np.float32(0.0))
                     p_rate, q_rate = lr / np.sqrt(P[s_at]), lr / np.sqrt(Q[t_at])
-                    if biases:
-                        s_at, t_at = s_at + p_counts[i], t_at + q_counts[i]
-                        P[s_at] += b_gradient * b_gradient
-                        Q[t_at] += c_gradient * c_gradient
-                        b_rate, c_rate = lr / np.sqrt(P[s_at]), lr / np.sqrt(Q[t_at])
                 if biases:
-                    P[b_at] = b + b_rate * b_gradient
-                    Q[c_at] = c + c_rate * c_gradient
+                    P[b_at] = b + p_rate * b_gradient
+                    Q[c_at] = c + q_rate * c_gradient
                 store(P, p_at, add_scaled(scale(p, one - p_rate * reg), q, p_rate * e))
                 store(Q, q_at, add_scaled(scale(q, one - q_rate * reg), p, q_rate * e))
                 squares += np.float64(e) * np.float64(e)
-                total += np.float64(e)
+                if biases:
+                    total += np.float64(e)
             sums[i, 0] += squares
             sums[i, 1] += total
 

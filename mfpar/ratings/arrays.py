@@ -1,11 +1,11 @@
 """Sources that are arrays: scipy matrices, Matrix Market and .npz files, numpy arrays in memory."""
 
 import gzip
-import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -36,7 +36,8 @@ def from_mtx(path: Path, gzipped: bool) -> Columns:
         with (gzip.open if gzipped else open)(path, "rb") as stream:
             matrix = scipy.io.mmread(stream)
     except (ValueError, OverflowError, OSError, EOFError, zlib.error) as error:
-        raise RatingsError(f"{path}: is no sound Matrix Market file: {str(error).rstrip('.') or 'truncated'}") from error
+        reason = str(error).rstrip(".") or "truncated"
+        raise RatingsError(f"{path}: is no sound Matrix Market file: {reason}") from error
     if isinstance(matrix, np.ndarray):
         raise RatingsError(f"{path}: is a dense Matrix Market array; ratings need the coordinate form")
     return from_matrix(matrix, str(path), base=1)
@@ -54,7 +55,7 @@ def from_npz(path: Path, columns: Sequence[str] | None, need_rating: bool) -> Co
         matrix = scipy.sparse.load_npz(path)
     except RatingsError:
         raise
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise RatingsError(f"{path}: is no .npz file of a sparse matrix or of plain arrays: {error}") from error
     return from_matrix(matrix, str(path))
 

@@ -64,11 +64,12 @@ class SortedRatings:
         self.example: tuple[bool, int, int, int, int] | None = None
         # An unknown id has no block: its rating goes where the other id is at home on the diagonal.
         database.run(
-            "CREATE TABLE sorted AS SELECT block, place, rating FROM (SELECT "
-            f"if(held, {size * size}, 0) + coalesce(u.block, i.block, 0) * {size} + coalesce(i.block, u.block, 0) AS block, "
+            "CREATE TABLE sorted AS SELECT block, place, rating FROM (SELECT if(held, $blocks, 0) "
+            "+ coalesce(u.block, i.block, 0) * $size + coalesce(i.block, u.block, 0) AS block, "
             "(CAST(u.local AS UBIGINT) << 32) | CAST(i.local AS UBIGINT) AS place, rating, ratings.rowid AS position "
             "FROM ratings JOIN user_places AS u ON ratings.user = u.id JOIN item_places AS i ON ratings.item = i.id) "
-            "ORDER BY block, place, position"
+            "ORDER BY block, place, position",
+            {"size": size, "blocks": size**2},
         )
         for table in ("ratings", "user_places", "item_places"):
             database.run(f"DROP TABLE {table}")

@@ -7,12 +7,13 @@ from mfpar.errors import ConfigError, RatingsError
 
 ROLES = ("user", "item", "rating")
 NAMES = {
-    "user": "user userid uid u customer customerid reviewer reviewerid row rowid".split(),
-    "item": "item itemid iid i movie movieid mid product productid book bookid artist artistid track trackid song songid "
-    "business businessid article articleid asin isbn col colid column columnid".split(),
-    "rating": "rating ratings userrating bookrating score value val stars star overall r".split(),
+    "user": {"user", "uid", "u", "customer", "customerid", "reviewer", "reviewerid", "row", "userid"},
+    "item": {"item", "itemid", "iid", "i", "movie", "movieid", "mid", "product", "productid", "book", "bookid", "isbn"}
+    | {"artist", "artistid", "track", "trackid", "song", "songid", "business", "businessid", "article", "articleid"}
+    | {"asin", "col", "column"},
+    "rating": {"rating", "ratings", "bookrating", "score", "value", "val", "stars", "star", "overall", "r"},
+    "time": {"timestamp", "time", "date", "datetime"},
 }
-TIMES = "timestamp time date datetime t".split()
 
 
 def known(name: str) -> str | None:
@@ -22,9 +23,7 @@ def known(name: str) -> str | None:
     ('item', 'user', None)
     """
     plain = re.sub(r"[^a-z0-9]", "", name.casefold())
-    if plain in TIMES:
-        return "time"
-    return next((role for role in ROLES if plain in NAMES[role]), None)
+    return next((role for role in NAMES if plain in NAMES[role]), None)
 
 
 def check_columns(columns: Sequence[str] | None, need_rating: bool) -> None:
@@ -40,7 +39,7 @@ def check_columns(columns: Sequence[str] | None, need_rating: bool) -> None:
     counts = (3,) if need_rating else (2, 3)
     if isinstance(columns, str) or len(columns) not in counts or len(set(columns)) != len(columns):
         what = "user, item and rating" if need_rating else "user and item"
-        raise ConfigError(f"columns={columns!r} must name different columns for {what}, like {','.join(ROLES[: counts[0]])}")
+        raise ConfigError(f"columns={columns!r} must be names or positions of different columns for {what}")
 
 
 def choose_columns(
@@ -70,8 +69,7 @@ def choose_columns(
     roles = ROLES[: 3 if need_rating else 2]
     found = ", ".join(names) if names is not None else f"{count} without names"
     if columns is not None:
-        return tuple(_asked(column, names, count, f"{where}: has no column {column!r}: its columns are {found}")
-                     for column in columns[: len(roles)])
+        return tuple(_asked(column, names, count, where, found) for column in columns[: len(roles)])
     hint = f"; say which to take with --columns {','.join(roles)} (their names, or positions from 1)"
     if names is not None:
         kinds = [known(name) for name in names]
@@ -81,13 +79,13 @@ def choose_columns(
         if any(kinds) or (need_rating and not numeric):
             raise RatingsError(f"{where}: has no column known as {' or '.join(missing)}: its columns are {found}{hint}")
     if count < len(roles):
-        raise RatingsError(f"{where}: {' and '.join(roles)} need {len(roles)} columns, but its columns are {found}{hint}")
+        raise RatingsError(f"{where}: columns for {', '.join(roles)} are needed, but its columns are {found}{hint}")
     return tuple(range(len(roles)))
 
 
-def _asked(column: str, names: Sequence[str] | None, count: int, otherwise: str) -> int:
+def _asked(column: str, names: Sequence[str] | None, count: int, where: str, found: str) -> int:
     if names is not None and column in names:
         return list(names).index(column)
     if column.isdecimal() and 1 <= int(column) <= count:
         return int(column) - 1
-    raise RatingsError(otherwise)
+    raise RatingsError(f"{where}: has no column {column!r}: its columns are {found}")

@@ -40,7 +40,7 @@ def convert(
 
     Parameters
     ----------
-    sources : path, glob pattern, scipy sparse matrix, pandas or Arrow table, tuple or dict of arrays; or a list of these
+    sources : path, glob pattern, scipy sparse matrix, pandas or Arrow table, tuple or dict of arrays; or a list
         Files: delimited text, Parquet, Matrix Market (all also gzipped), .npz.
     output : path of the file to write
     columns : names, or positions from 1 as strings, of user, item and rating; None: found by themselves
@@ -85,7 +85,7 @@ def convert(
             raise RatingsError(f"no training ratings are left: all {ratings.count} are held out; hold out fewer")
         size = default_grid(m, n, int(counts["user"].sum())) if grid is None else grid
         if size > min(m, n):
-            raise ConfigError(f"grid={size} is more than the data has: {m} rows and {n} columns; take at most {min(m, n)}")
+            raise ConfigError(f"grid={size} is too fine for {m} rows and {n} columns; take at most {min(m, n)}")
         cuts = Grid(*(balanced_cuts(counts[side], size) for side in ("user", "item")))
         place(database, "user", cuts.row_cuts)
         place(database, "item", cuts.col_cuts)
@@ -103,7 +103,7 @@ def convert(
 
 def _check_options(test: Any, test_fraction: float, grid: int | None, seed: int, duplicates: str) -> None:
     if not 0 <= test_fraction < 1:
-        raise ConfigError(f"test_fraction={test_fraction} is out of range: take one from 0 up to, but not including, 1")
+        raise ConfigError(f"test_fraction={test_fraction} is out of range: take at least 0 and less than 1")
     if test is not None and test_fraction:
         raise ConfigError("test and test_fraction exclude each other: give the held-out ratings, or a share to hold out")
     if grid is not None and grid < 1:

@@ -95,8 +95,8 @@ class Database:
         finally:
             self._connection.unregister("given")
 
-    def run(self, sql: str, parameters: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
-        """Execute a statement and return the connection to fetch from.
+    def run(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """Execute a statement and return the rows of its result.
 
         Raises
         ------
@@ -107,8 +107,22 @@ class Database:
         duckdb.Error
             Any other failure, which only the caller can explain.
         """
+        with self._failing():
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def scalar(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
+        """Like `run`, for a result of one value."""
+        return self.run(sql, parameters)[0][0]
+
+    def arrays(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> dict[str, np.ndarray]:
+        """Like `run`, for a result without NULL: arrays by column name; strings as an object array of str."""
+        with self._failing():
+            return self._connection.execute(sql, parameters).fetchnumpy()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
         try:
-            return self._connection.execute(sql, parameters)
+            yield
         except duckdb.OutOfMemoryException as error:
             if "offload" in str(error) or "temp_directory" in str(error):
                 raise self._full() from error
@@ -119,17 +133,7 @@ class Database:
             raise
 
     def _full(self) -> StorageError:
-        return StorageError(f"{self.folder.parent}: no space left on the device for the temporary files of the conversion")
-
-    def scalar(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
-        """The first value of the first row of a query's result."""
-        row = self.run(sql, parameters).fetchone()
-        assert row is not None
-        return row[0]
-
-    def arrays(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, np.ndarray]:
-        """A query's result, which must hold no NULL, as arrays by column name; strings as an object array of str."""
-        return self.run(sql, parameters).fetchnumpy()
+        return StorageError(f"{self.folder.parent}: no space is left there for the temporary files of the conversion")
 
     def close(self) -> None:
         """Close the database and remove its folder."""

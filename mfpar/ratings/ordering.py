@@ -25,8 +25,9 @@ def number(database: Database, side: str, seed: int) -> np.ndarray:
         Training ratings of each row (column), in order; duplicates counted as often as they occur.
     """
     database.run(
-        f"CREATE TABLE {side}s AS SELECT {side} AS id, count(*) FILTER (NOT held) AS ratings FROM ratings GROUP BY {side} "
-        f"ORDER BY count(*) FILTER (NOT held) = 0, md5_number_lower('{seed}:{side}:' || {side}), {side}"
+        f"CREATE TABLE {side}s AS SELECT id, ratings FROM "
+        f"(SELECT {side} AS id, count(*) FILTER (NOT held) AS ratings FROM ratings GROUP BY {side}) "
+        f"ORDER BY ratings = 0, md5_number_lower('{seed}:{side}:' || id), id"
     )
     return database.arrays(f"SELECT ratings FROM {side}s WHERE ratings > 0 ORDER BY rowid")["ratings"]
 
@@ -52,11 +53,10 @@ def id_size(database: Database, side: str) -> int:
 def ids(database: Database, side: str, count: int, size: int) -> np.ndarray:
     """The first `count` ids of a side in order: int64[count], or bytes (UTF-8) of length `size` [count]."""
     result = np.empty(count, f"S{size}" if size else np.int64)
+    sql = f"SELECT {'id' if size else 'CAST(id AS BIGINT)'} AS id FROM {side}s WHERE rowid >= ? AND rowid < ?"
     for first in range(0, count, CHUNK):
         last = min(first + CHUNK, count)
-        chunk = database.arrays(
-            f"SELECT {'id' if size else 'CAST(id AS BIGINT) AS id'} FROM {side}s WHERE rowid >= ? AND rowid < ?", [first, last]
-        )["id"]
+        chunk = database.arrays(sql, [first, last])["id"]
         result[first:last] = [text.encode() for text in chunk] if size else chunk
     return result
 

@@ -73,16 +73,17 @@ class Ratings:
                     self._append(scan, held)
                     ends.append(self.count)
                 if self.count == first:
-                    raise RatingsError(f"{name_of(source)}: holds no {'ratings' if self._need_rating else 'pairs'}")
+                    raise RatingsError(f"{name_of(source)}: no {'ratings' if self._need_rating else 'pairs'} found")
                 self._check(first, scans, ends)
 
     def _append(self, scan: Scan, held: str) -> None:
-        # Through DOUBLE whatever the source, so that the same number gives the same FLOAT. NaN is above every number.
-        rating = f"CASE WHEN abs(rating) <= {LARGEST!r} THEN rating END" if self._need_rating else "0"
-        select = f"SELECT {scan.user} AS user, {scan.item} AS item, try_cast({scan.rating or 0} AS DOUBLE) AS rating"
+        # Through DOUBLE whatever the source, so that the same number gives the same FLOAT.
+        # isfinite, as DuckDB may take a comparison for settled by a Parquet file's minimum and maximum, which skip NaN.
+        finite = f"CASE WHEN isfinite(rating) AND abs(rating) <= {LARGEST!r} THEN rating END"
+        select = f"SELECT {scan.user} AS user, {scan.item} AS item, try_cast({scan.rating} AS DOUBLE) AS rating"
         with scan.reading(self._database):
             self.count += self._database.scalar(
-                f"INSERT INTO ratings SELECT user, item, {rating}, {held} FROM ({select} FROM {scan.relation})"
+                f"INSERT INTO ratings SELECT user, item, {finite}, {held} FROM ({select} FROM {scan.relation})"
             )
 
     def _check(self, first: int, scans: Sequence[Scan], ends: Sequence[int]) -> None:
@@ -96,24 +97,28 @@ class Ratings:
             return
         at = bisect.bisect_right(ends, bad)
         scan, record = scans[at], bad - (ends[at - 1] if at else first)
-        user, item, rating = self._database.run(
-            f"SELECT user, item, CAST(rating AS DOUBLE) FROM ratings WHERE rowid = {bad}"
-        ).fetchall()[0]
-        where = scan.place(record)
-        for side, value in (("user", user), ("item", item)):
-            if value is None:
-                raise RatingsError(f"{where}: the {side} id is missing, or neither a whole number nor a string")
-            if "\0" in value:
-                raise RatingsError(f"{where}: the {side} id {value[:60]!r} contains a NUL character")
-            if len(value.encode()) > LONGEST_ID:
-                raise RatingsError(f"{where}: the {side} id {value[:60]!r}… is longer than {LONGEST_ID} bytes")
+        ids = self._database.run(f"SELECT user, item FROM ratings WHERE rowid = {bad}")[0]
         with scan.reading(self._database):
-            raw = self._database.scalar(
-                f"SELECT CAST({scan.rating} AS VARCHAR) FROM {scan.relation} LIMIT 1 OFFSET {record}"
-            )
-        if raw is None or not raw.strip():
-            raise RatingsError(f"{where}: the rating is missing or not a number")
-        raise RatingsError(f"{where}: the rating {raw[:60]!r} is not a finite number of single precision")
+            texts = ", ".join(f"CAST({column} AS VARCHAR)" for column in scan.raw)
+            raw = self._database.run(f"SELECT {texts} FROM {scan.relation} LIMIT 1 OFFSET {record}")[0]
+        raise RatingsError(f"{scan.place(record)}: {_complaint(ids, raw)}")
+
+
+def _complaint(ids: tuple[str | None, ...], raw: tuple[str | None, ...]) -> str:
+    """What is wrong with a rating, from its ids as they were read, and all of it as it stands in the source."""
+    for side, value, text in zip(("user", "item"), ids, raw, strict=False):
+        if value is None and not text:
+            return f"the {side} id is missing"
+        if value is None:
+            return f"the {side} id {text} is neither a whole number nor a string"
+        if "\0" in value:
+            return f"the {side} id {value[:60]!r} contains a NUL character"
+        if len(value.encode()) > LONGEST_ID:
+            return f"the {side} id {value[:60]!r}… is longer than {LONGEST_ID} bytes"
+    rating = raw[2] or ""
+    if not rating.strip():
+        return "the rating is missing or not a number"
+    return f"the rating {rating[:60]!r} is not a finite number of single precision"
 
 
 def are_integers(column: str) -> str:

@@ -34,7 +34,8 @@ class Scan:
     ----------
     relation : SQL after FROM
     user, item : SQL of the ids as VARCHAR
-    rating : SQL of the rating as it stands there, of a type that casts to DOUBLE; None where none is wanted
+    rating : SQL of the rating, of a type that casts to DOUBLE; 0 where none is wanted
+    raw : SQL of the columns as they stand there, in the order user, item, rating
     table : object that is registered as `given` while it is read, or None
     place : record (from 0) → where it is, for messages
     explain : DuckDB's message → one sentence
@@ -43,7 +44,8 @@ class Scan:
     relation: str
     user: str
     item: str
-    rating: str | None
+    rating: str
+    raw: tuple[str, ...]
     table: Any
     place: Callable[[int], str]
     explain: Callable[[str], str]
@@ -51,7 +53,7 @@ class Scan:
     @contextlib.contextmanager
     def reading(self, database: Database) -> Iterator[None]:
         """Have the table registered, and DuckDB's complaints about the source turned into ours."""
-        with database.registered(self.table), _explained(self.explain):
+        with _explained(self.explain), database.registered(self.table):
             yield
 
 
@@ -81,14 +83,21 @@ def open_scans(
             yield _slices(database, from_matrix(source, name), name)
         elif isinstance(source, (tuple, dict)):
             yield _slices(database, from_given(source, columns, need_rating), name)
-        else:
+        elif hasattr(source, "columns") or hasattr(source, "schema"):
             yield [_table(database, "given", source, columns, need_rating, name)]
+        else:
+            raise RatingsError(
+                f"a source of type {type(source).__name__} can't be read as ratings; "
+                "give a path, a scipy sparse matrix, a pandas or Arrow table, or three arrays"
+            )
         return
     kind, gzipped, head = look_at(source)
     if kind == "text":
         text = inspect(source, gzipped, head, columns, need_rating)
-        user, item, *rest = (f"c{position}" for position in text.columns)
-        yield [Scan(text.relation, user, item, rest[0] if rest else None, None, text.place, text.explain)]
+        raw = tuple(f"c{position}" for position in text.columns)
+        # A column by itself would be cast where DuckDB parses, which stops at bad numbers and miscounts the lines.
+        rating = f"nullif({raw[2]}, '')" if need_rating else "0"
+        yield [Scan(text.relation, raw[0], raw[1], rating, raw, None, text.place, text.explain)]
     elif kind == "parquet":
         with _unpacked(source, gzipped, database.folder) as plain:
             relation = f"read_parquet({literal(glob.escape(str(plain)))})"
@@ -133,21 +142,23 @@ def _table(
     def explain(message: str) -> str:
         return f"{name}: is damaged, truncated or of a kind that can't be read: {message.splitlines()[0]}"
 
-    with database.registered(table), _explained(explain):
-        described = database.run(f"DESCRIBE FROM {relation}").fetchall()
+    with _explained(explain), database.registered(table):
+        described = database.run(f"DESCRIBE FROM {relation}")
     names, kinds = [row[0] for row in described], [row[1] for row in described]
     numeric = len(kinds) > 2 and (kinds[2] in WHOLE | FRACTIONAL or kinds[2].startswith("DECIMAL"))
     chosen = choose_columns(names, len(names), numeric, columns, need_rating, name)
     user, item = (_id(names[position], kinds[position], name) for position in chosen[:2])
-    rating = _rating(names[chosen[2]], kinds[chosen[2]], name) if need_rating else None
-    return Scan(relation, user, item, rating, table, lambda record: f"{name}, row {before + record + 1}", explain)
+    rating = _rating(names[chosen[2]], kinds[chosen[2]], name) if need_rating else "0"
+    raw = tuple(identifier(names[position]) for position in chosen)
+    return Scan(relation, user, item, rating, raw, table, lambda record: f"{name}, row {before + record + 1}", explain)
 
 
 def _id(column: str, kind: str, name: str) -> str:
     """SQL of an id as text: NULL where it is missing, or neither a whole number nor a string."""
     sql = identifier(column)
     if kind in FRACTIONAL:  # whole numbers among which some are missing often come as floats
-        return f"CASE WHEN {sql} = trunc({sql}) AND abs({sql}) < 2 ** 53 THEN CAST(CAST({sql} AS BIGINT) AS VARCHAR) END"
+        whole = f"isfinite({sql}) AND {sql} = trunc({sql}) AND abs({sql}) < 2 ** 53"
+        return f"CASE WHEN {whole} THEN CAST(CAST({sql} AS BIGINT) AS VARCHAR) END"
     if kind in WHOLE | STRINGS or kind.startswith("ENUM"):
         return f"nullif(CAST({sql} AS VARCHAR), '')"
     raise RatingsError(f"{name}: the column {column!r} has the type {kind}; ids are integers or strings")

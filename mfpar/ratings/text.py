@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mfpar.errors import RatingsError
-from mfpar.ratings.columns import choose_columns, known
+from mfpar.ratings.columns import ROLES, choose_columns, known
 from mfpar.ratings.database import literal
 
 # In order of preference; a quoted field may hold the delimiter only with those that are used like commas.
@@ -56,12 +56,14 @@ class Text:
 
     def place(self, record: int) -> str:
         """File and line (from 1) where a record (from 0, the header not counted) begins."""
-        quoting = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        delimiter = self.delimiter if self.quoted else "\t"
+        opener = gzip.open if self.gzipped else open
         line = 0
         try:
-            with (gzip.open if self.gzipped else open)(self.path, "rt", encoding="utf-8-sig", errors="replace") as stream:
-                reader = csv.reader(stream, delimiter=delimiter, quoting=quoting)
+            with opener(self.path, "rt", encoding="utf-8-sig", errors="replace", newline=None) as stream:
+                if self.quoted:
+                    reader = csv.reader(stream, delimiter=self.delimiter)
+                else:  # then fields do not matter, only lines
+                    reader = csv.reader(stream, quoting=csv.QUOTE_NONE)
                 left = record + self.header
                 for fields in reader:
                     if fields and left == 0:
@@ -89,7 +91,7 @@ class Text:
             return f"{self.path}: is a truncated or damaged gzip file; get it again"
         if "invalid state" in message:
             return f"{self.path}: its quotes or line ends are mixed up, so that it can't be read as lines of fields"
-        return f"{where}: can't be read: {next((line for line in message.splitlines() if line.strip()), 'no reason given')}"
+        return f"{where}: can't be read: {message.splitlines()[0]}"
 
 
 def inspect(path: Path, gzipped: bool, head: bytes, columns: Sequence[str] | None, need_rating: bool) -> Text:
@@ -107,22 +109,27 @@ def inspect(path: Path, gzipped: bool, head: bytes, columns: Sequence[str] | Non
     """
     if b"\0" in head:
         raise RatingsError(f"{path}: is a binary file of no kind that can be read; give text, Parquet, .mtx or .npz")
-    lines = [line for line in io.StringIO(head.decode("utf-8-sig", "replace"), newline=None).read().split("\n")]
-    lines = [line for line in (lines[:-1] or lines)[:SAMPLE] if line] or [line for line in lines if line]
+    lines = [line for line in _lines(head) if line][:SAMPLE]
     if not lines:
-        raise RatingsError(f"{path}: is empty; a source needs lines of user, item{' and rating' if need_rating else ''}")
+        raise RatingsError(f"{path}: is empty; lines of {', '.join(ROLES[: 3 if need_rating else 2])} are needed")
     needed = max((int(c) for c in columns or () if c.isdecimal()), default=3 if need_rating else 2)
     delimiter = _delimiter(lines, needed)
     first, *rest = (_split(line, delimiter) for line in lines)
     if len(first) < 2:
         raise RatingsError(
-            f"{path}, line 1: no delimiter found in {lines[0][:60]!r}; fields are separated by ::, tab, comma, semicolon, | or space"
+            f"{path}: its first line {lines[0][:60]!r} has no delimiter: neither ::, tab, comma, semicolon, | nor space"
         )
     header = _is_header(first, rest, columns, need_rating)
     sample = (rest if header else [first])[:1]
     numeric = any(len(fields) > 2 and _number(fields[2]) for fields in sample) or not sample
     positions = choose_columns(first if header else None, len(first), numeric, columns, need_rating, str(path))
     return Text(path, gzipped, delimiter, header, len(first), positions)
+
+
+def _lines(head: bytes) -> list[str]:
+    """Lines of the beginning of a file, without the last one if it may be cut off."""
+    lines = io.StringIO(head.decode("utf-8-sig", "replace"), newline=None).read().split("\n")
+    return lines[:-1] if any(lines[:-1]) else lines
 
 
 def _split(line: str, delimiter: str) -> list[str]:

@@ -1,0 +1,78 @@
+"""Draw the convergence of a run: `python data/convergence.py RUN.jsonl OUT.png`, from a log of `mfpar train --log`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+TRAIN, TEST, INK = "#8a94a6", "#1f6fb2", "#2b2f36"
+
+
+def read_log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The line that describes the run, and those of its epochs."""
+    run, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return run, [line for line in lines if "epoch" in line]
+
+
+def draw(run: dict[str, Any], epochs: list[dict[str, Any]], path: Path) -> None:
+    """RMSE on training and held-out ratings over epochs, and over seconds of training on the upper axis."""
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    numbers = [epoch["epoch"] for epoch in epochs]
+    axes.plot(numbers, [epoch["train_rmse"] for epoch in epochs], color=TRAIN, linewidth=2, label="training")
+    tested = [epoch for epoch in epochs if epoch["test_rmse"] is not None]
+    if tested:
+        test = [epoch["test_rmse"] for epoch in tested]
+        axes.plot([epoch["epoch"] for epoch in tested], test, color=TEST, linewidth=2.5, label="held out")
+        mark_best(axes, min(tested, key=lambda epoch: epoch["test_rmse"]))
+    axes.set(xlabel="epoch", ylabel="RMSE", xlim=(1, max(2, numbers[-1])))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    add_seconds(axes, epochs)
+    axes.set_title(caption(run), loc="left", fontsize=11, color=INK, pad=12)
+    figure.savefig(path, dpi=150)
+
+
+def mark_best(axes: plt.Axes, best: dict[str, Any]) -> None:
+    """A ring round the best epoch, with its figure."""
+    place = best["epoch"], best["test_rmse"]
+    axes.plot(*place, "o", markersize=9, markerfacecolor="white", markeredgecolor=TEST, zorder=5, clip_on=False)
+    text = f"best: {best['test_rmse']:.4f} after epoch {best['epoch']}"
+    axes.annotate(text, place, xytext=(-6, 16), textcoords="offset points", ha="right", color=TEST)
+
+
+def add_seconds(axes: plt.Axes, epochs: list[dict[str, Any]]) -> None:
+    """An upper axis with the time that training has taken after some of the epochs."""
+    total = 0.0
+    elapsed = {epoch["epoch"]: (total := total + epoch["seconds"]) for epoch in epochs}
+    upper = axes.secondary_xaxis("top")
+    shown = list(elapsed)[:: -max(1, len(elapsed) // 6)][::-1]
+    upper.set_xticks(shown, [f"{elapsed[number]:.2g} s" for number in shown], color=TRAIN, fontsize=8)
+    upper.set_xlabel("time spent training", color=TRAIN, fontsize=8, loc="left")
+    upper.tick_params(length=0)
+    upper.spines["top"].set_visible(False)
+
+
+def caption(run: dict[str, Any]) -> str:
+    """What ran, in a line."""
+    model, train, ranks = run["model"], run["train"], run["ranks"]
+    parts = (
+        f"{run['ratings']:,} ratings of {run['rows']:,} × {run['cols']:,}",
+        f"{model['factors']} factors" + " and biases" * model["biases"],
+        f"{train['optimizer']}, {ranks} rank{'s' * (ranks > 1)}",
+    )
+    return "  ·  ".join(parts)
+
+
+if __name__ == "__main__":
+    log, picture = (Path(argument) for argument in sys.argv[1:3])
+    draw(*read_log(log), picture)
+    print(f"The picture of the convergence: {picture}")

@@ -1,0 +1,79 @@
+"""What README.md shows works: its Python runs, its commands parse, its make targets exist."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mfpar.cli.main import build_parser
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+SHELLS = {"", "bash", "sh", "shell", "console", "text"}
+
+pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
+
+
+def blocks(*languages: str) -> list[str]:
+    """The fenced blocks of README.md in these languages."""
+    if not README.exists():
+        return []
+    fenced = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [text for language, text in fenced if language in languages]
+
+
+def commands() -> list[list[str]]:
+    """Each command shown, in words; continued lines joined, prompts and comments left out."""
+    lines = "\n".join(blocks(*SHELLS)).replace("\\\n", " ").splitlines()
+    split = (shlex.split(line.removeprefix("$ "), comments=True) for line in lines if re.search(r"\b(mfpar|make)\b", line))
+    return [words for words in split if words]
+
+
+def calls_of(program: str) -> list[list[str]]:
+    """The arguments of each call of a program, also behind mpirun, srun, a path or a variable."""
+    found = []
+    for words in commands():
+        starts = [place for place, word in enumerate(words) if Path(word).name == program]
+        launched = starts and (starts[0] == 0 or Path(words[0]).name in ("mpirun", "mpiexec", "srun") or "=" in words[0])
+        if launched:
+            found.append(words[starts[0] + 1 :])
+    return found
+
+
+@pytest.mark.parametrize("arguments", calls_of("mfpar"), ids=" ".join)
+def test_command_parses(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        build_parser().parse_args(arguments)
+    except SystemExit as end:
+        assert not end.code, capsys.readouterr().err
+
+
+def test_every_verb_is_shown() -> None:
+    verbs = {arguments[0] for arguments in calls_of("mfpar")}
+    assert {"convert", "train", "evaluate", "recommend"} <= verbs
+
+
+@pytest.mark.parametrize("arguments", calls_of("make"), ids=" ".join)
+def test_make_target_exists(arguments: list[str]) -> None:
+    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_runs(tmp_path: Path) -> None:
+    """All Python blocks, in order, as one program in an empty folder; `>>>` blocks must also print what they show."""
+    shown = blocks("python", "pycon")
+    assert shown, "README.md shows no Python"
+    sessions = [text for text in shown if text.lstrip().startswith(">>>")]
+    (tmp_path / "readme.txt").write_text("\n".join(sessions), encoding="utf-8")
+    plain = "\n".join(text for text in shown if text not in sessions)
+    (tmp_path / "readme.py").write_text(plain, encoding="utf-8")
+    environment = {"PYTHONPATH": str(ROOT), **os.environ}
+    for command in (["readme.py"], ["-m", "doctest", "-o", "ELLIPSIS", "readme.txt"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
