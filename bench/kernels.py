@@ -52,31 +52,35 @@ def measure(factors: int) -> list[dict]:
     rows = np.sort(rng.integers(0, ROWS, RATINGS)).astype(np.uint16)[order]
     cols = rng.integers(0, COLS, RATINGS).astype(np.uint16)[order]
     values = rng.normal(size=RATINGS).astype(np.float32)
-    offsets, zero = np.array([[0, RATINGS]]), np.zeros(1, np.int64)
-    figures = []
-    for optimizer in ("sgd", "adagrad"):
-        for biases in (False, True):
-            layout = Layout(factors, biases, int(optimizer == "adagrad"))
-            P, Q = (rng.normal(0, 0.1, layout.floats(size)).astype(np.float32) for size in (ROWS, COLS))
-            layout.state(P, ROWS)[:] = layout.state(Q, COLS)[:] = 1
-            update = update_kernel(layout.stride, factors, biases, optimizer == "adagrad", "uint16", "uint16")
-            traffic = traffic_kernel(layout.stride)
-            arguments = (0, 1, zero, offsets, rows, cols, values, P, zero, zero + ROWS + 1, Q, zero, zero + COLS + 1)
-            settings = (np.float32(0), np.float32(0.01), np.float32(0.05), np.zeros((1, 2)))
-            rate = best_rate(lambda: update(*arguments, *settings))
-            limit = best_rate(lambda: traffic(rows, cols, P, Q, np.float32(0.0)))
-            figures.append(
-                {
-                    "factors": factors,
-                    "optimizer": optimizer,
-                    "biases": "yes" if biases else "no",
-                    "M updates/s": rate,
-                    "GB/s": rate * 16 * factors / 1e3,
-                    "limit M/s": limit,
-                    "share of limit": rate / limit,
-                }
-            )
-    return figures
+    ratings = rows, cols, values
+    return [
+        measure_one(Layout(factors, biases, int(optimizer == "adagrad")), optimizer, ratings)
+        for optimizer in ("sgd", "adagrad")
+        for biases in (False, True)
+    ]
+
+
+def measure_one(layout: Layout, optimizer: str, ratings: tuple[np.ndarray, ...]) -> dict:
+    """Figures of one kernel."""
+    rng = np.random.default_rng(1)
+    P, Q = (rng.normal(0, 0.1, layout.floats(size)).astype(np.float32) for size in (ROWS, COLS))
+    layout.state(P, ROWS)[:] = layout.state(Q, COLS)[:] = 1
+    update = update_kernel(layout.stride, layout.factors, layout.biases, optimizer == "adagrad", "uint16", "uint16")
+    traffic = traffic_kernel(layout.stride)
+    zero, counts = np.zeros(1, np.int64), np.array([[ROWS + 1], [COLS + 1]])
+    places = P, zero, counts[0], Q, zero, counts[1]
+    settings = np.float32(0), np.float32(0.01), np.float32(0.05), np.zeros((1, 2))
+    rate = best_rate(lambda: update(0, 1, zero, np.array([[0, RATINGS]]), *ratings, *places, *settings))
+    limit = best_rate(lambda: traffic(*ratings[:2], P, Q, np.float32(0.0)))
+    return {
+        "factors": layout.factors,
+        "optimizer": optimizer,
+        "biases": "yes" if layout.biases else "no",
+        "M updates/s": rate,
+        "GB/s": rate * 16 * layout.factors / 1e3,
+        "limit M/s": limit,
+        "share of limit": rate / limit,
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What every benchmark ends with: a table for people, JSON with the machine's description for programs."""
 
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -36,6 +36,6 @@ def report(name: str, title: str, rows: list[dict[str, Any]]) -> None:
     Console().print(table)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    content = {"title": title, "date": datetime.date.today().isoformat(), "machine": machine(), "rows": rows}
+    content = {"title": title, "date": dt.date.today().isoformat(), "machine": machine(), "rows": rows}
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

@@ -10,6 +10,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 TRAIN, TEST, INK = "#8a94a6", "#1f6fb2", "#2b2f36"
@@ -41,15 +43,16 @@ def draw(run: dict[str, Any], epochs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def mark_best(axes: plt.Axes, best: dict[str, Any]) -> None:
+def mark_best(axes: Axes, best: dict[str, Any]) -> None:
     """A ring round the best epoch, with its figure."""
     place = best["epoch"], best["test_rmse"]
     axes.plot(*place, "o", markersize=9, markerfacecolor="white", markeredgecolor=TEST, zorder=5, clip_on=False)
     text = f"best: {best['test_rmse']:.4f} after epoch {best['epoch']}"
-    axes.annotate(text, place, xytext=(-6, 16), textcoords="offset points", ha="right", color=TEST)
+    side = "right" if place[0] > np.mean(axes.dataLim.intervalx) else "left"
+    axes.annotate(text, place, xytext=(0, 16), textcoords="offset points", ha=side, color=TEST)
 
 
-def add_seconds(axes: plt.Axes, epochs: list[dict[str, Any]]) -> None:
+def add_seconds(axes: Axes, epochs: list[dict[str, Any]]) -> None:
     """An upper axis with the time that training has taken after some of the epochs."""
     total = 0.0
     elapsed = {epoch["epoch"]: (total := total + epoch["seconds"]) for epoch in epochs}

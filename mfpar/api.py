@@ -113,7 +113,9 @@ def factorize(
     """
     model, train = _configs(factors=factors, **settings)
     if comm is not None and ranks is not None:
-        raise errors.ConfigError("comm and ranks exclude each other: ranks are started for those who have no communicator")
+        raise errors.ConfigError(
+            "comm and ranks exclude each other: ranks are started for those who have no communicator"
+        )
     team = launch.adopt(comm)
 
     def listen(event: Event) -> None:
@@ -240,9 +242,7 @@ def _configs(**settings: Any) -> tuple[ModelConfig, TrainConfig]:
     return ModelConfig(**of_model), TrainConfig(**of_run)
 
 
-def _place(
-    output: str | Path | None, comm: Communicator, cleaning: contextlib.ExitStack
-) -> tuple[Path, Path | None]:
+def _place(output: str | Path | None, comm: Communicator, cleaning: contextlib.ExitStack) -> tuple[Path, Path | None]:
     """Where the model goes, and the temporary folder made for it if any, which `cleaning` removes on an error."""
     if output is not None:
         return Path(output), None
@@ -267,9 +267,9 @@ def _blocked(ratings: Any, comm: Communicator, target: Path, cleaning: contextli
 
 @contextlib.contextmanager
 def _log_file(path: str | Path) -> Iterator[TextIO]:
-    with storage_errors(Path(path)):
-        file = Path(path).open("w", encoding="utf-8")
-    with file:
+    with contextlib.ExitStack() as closing:
+        with storage_errors(Path(path)):
+            file = closing.enter_context(Path(path).open("w", encoding="utf-8"))
         yield file
 
 

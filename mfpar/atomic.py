@@ -24,7 +24,9 @@ def refuse_existing(path: Path, force: bool) -> None:
     if path.is_dir():
         raise StorageError(f"{path}: is a folder; name a file to write")
     if path.exists() and not force:
-        raise OutputExistsError(f"{path}: exists already; choose another name, or overwrite it with --force (force=True)")
+        raise OutputExistsError(
+            f"{path}: exists already; choose another name, or overwrite it with --force (force=True)"
+        )
     folder = path.absolute().parent
     if not folder.is_dir():
         raise StorageError(f"{path}: the folder {folder} does not exist; create it first")

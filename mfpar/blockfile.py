@@ -7,6 +7,7 @@ contiguous slice. Every byte is under a SHA-256 that is verified when it is read
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,15 +138,19 @@ class BlockedFile:
     def _read_header(self) -> None:
         attributes = self._file.attrs
         if attributes.get("format") != FORMAT:
-            raise FormatError(f"{self.path}: is HDF5 but not a blocked ratings file of mfpar; make one with mfpar convert")
+            raise FormatError(
+                f"{self.path}: is HDF5 but not a blocked ratings file of mfpar; make one with mfpar convert"
+            )
         if attributes["version"] != VERSION:
             raise FormatError(
-                f"{self.path}: has format version {attributes['version']}, this mfpar reads {VERSION}; convert the source again"
+                f"{self.path}: has format version {attributes['version']}, this mfpar reads {VERSION}; convert again"
             )
         self.header = Header(**{field.name: attributes[field.name].item() for field in dataclasses.fields(Header)})
         self.checksum: str = attributes["checksum"]
         if _checksum(self.header, self._file) != self.checksum:
-            raise FormatError(f"{self.path}: is damaged: header and tables do not match their checksum; convert the source again")
+            raise FormatError(
+                f"{self.path}: is damaged: header and tables do not match their checksum; convert the source again"
+            )
         self.grid = Grid(self._file["rows/cuts"][()], self._file["cols/cuts"][()])
 
     def strip(self, part: str, first: int, last: int) -> Strip:
@@ -157,12 +162,17 @@ class BlockedFile:
             begin, end = offsets[0], offsets[-1]
             rows, cols, values = (group[name][begin:end] for name in ("rows", "cols", "values"))
             strip = Strip(
-                np.stack([offsets[i * size : (i + 1) * size + 1] for i in range(last - first)]) - begin, rows, cols, values
+                np.stack([offsets[i * size : (i + 1) * size + 1] for i in range(last - first)]) - begin,
+                rows,
+                cols,
+                values,
             )
             for i, stored in enumerate(group["checksums"][first:last]):
                 inside = slice(strip.offsets[i, 0], strip.offsets[i, -1])
                 if not np.array_equal(digest(rows[inside], cols[inside], values[inside]), stored):
-                    raise FormatError(f"{self.path}: is damaged in the {part} ratings of row-block {first + i}; convert again")
+                    raise FormatError(
+                        f"{self.path}: is damaged in the {part} ratings of row-block {first + i}; convert again"
+                    )
         return strip
 
     def ids(self, side: str, first: int = 0, last: int | None = None) -> np.ndarray:
@@ -191,7 +201,9 @@ class BlockedFile:
             for b, stored in enumerate(group["checksums"][first:last]):
                 inside = slice(cuts[b] - cuts[0], cuts[b + 1] - cuts[0])
                 if not np.array_equal(digest(ids[inside], order[inside], counts[inside]), stored):
-                    raise FormatError(f"{self.path}: is damaged in the ids of the {side}, block {first + b}; convert again")
+                    raise FormatError(
+                        f"{self.path}: is damaged in the ids of the {side}, block {first + b}; convert again"
+                    )
         return ids, order, counts
 
     @contextlib.contextmanager
@@ -230,7 +242,9 @@ def reading(path: Path, what: str) -> Iterator[None]:
             raise FormatError(f"{path}: is truncated; make it again") from error
         if isinstance(error, PermissionError):
             raise StorageError(f"{path}: no permission to read it") from error
-        raise FormatError(f"{path}: is damaged or foreign: its {what} can't be read ({text.splitlines()[0] if text else error!r})") from error
+        raise FormatError(
+            f"{path}: is damaged or foreign: its {what} can't be read ({text.splitlines()[0] if text else error!r})"
+        ) from error
 
 
 class BlockedWriter:
@@ -293,8 +307,10 @@ class BlockedWriter:
         for side, counts in self._counts.items():
             group, cuts = self._file[side], self._cuts[side]
             group["counts"] = counts
-            inside = [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-            group["checksums"] = np.stack([digest(*(group[name][s] for name in ("ids", "order", "counts"))) for s in inside])
+            inside = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+            group["checksums"] = np.stack(
+                [digest(*(group[name][s] for name in ("ids", "order", "counts"))) for s in inside]
+            )
         for name, value in dataclasses.asdict(header).items():
             self._file.attrs[name] = np.float64(value) if isinstance(value, float) else np.int64(value)
         checksum = _checksum(header, self._file)

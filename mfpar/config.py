@@ -1,4 +1,4 @@
-"""Settings: what the model is (`ModelConfig`) and how this run goes (`TrainConfig`); each default stands here only.
+"""Settings: what the model is (`ModelConfig`), how this run goes (`TrainConfig`); each default stands here only.
 
 A field carries its help text and its check, from which the command line builds its options and every error its sentence.
 """
@@ -59,9 +59,14 @@ class ModelConfig(_Checked):
     factors: int = _setting(
         32, "length of each row of P and Q", "an integer from 1 to 4096", lambda v: _is_int(v) and 1 <= v <= 4096
     )
-    biases: bool = _setting(True, "learn a bias for each row and each column", "true or false", lambda v: isinstance(v, bool))
+    biases: bool = _setting(
+        True, "learn a bias for each row and each column", "true or false", lambda v: isinstance(v, bool)
+    )
     reg: float = _setting(
-        0.05, "L2 regularisation of factors and biases, applied per rating", "a number ≥ 0", lambda v: _is_real(v) and v >= 0
+        0.05,
+        "L2 regularisation of factors and biases, applied per rating",
+        "a number ≥ 0",
+        lambda v: _is_real(v) and v >= 0,
     )
     lift: float = _setting(
         3.0, "how far below the ratings the biases start, in standard deviations (docs/method.md)", "a number ≥ 0",
@@ -75,16 +80,25 @@ class TrainConfig(_Checked):
 
     epochs: int = _setting(30, "how often each rating is visited", "an integer ≥ 1", lambda v: _is_int(v) and v >= 1)
     seed: int = _setting(
-        0, "seed of starting values and block order", "an integer from 0 to 2^63 − 1", lambda v: _is_int(v) and 0 <= v < 2**63
+        0,
+        "seed of starting values and block order",
+        "an integer from 0 to 2^63 − 1",
+        lambda v: _is_int(v) and 0 <= v < 2**63,
     )
     optimizer: str = _setting(
-        "sgd", "step rule: sgd, or adagrad (a rate per row)", f"one of {', '.join(OPTIMIZERS)}", lambda v: v in OPTIMIZERS
+        "sgd",
+        "step rule: sgd, or adagrad (a rate per row)",
+        f"one of {', '.join(OPTIMIZERS)}",
+        lambda v: v in OPTIMIZERS,
     )
     lr: float | None = _setting(
-        None, "learning rate (default: by optimizer)", "a number > 0", lambda v: v is None or _is_real(v) and v > 0
+        None, "learning rate (default: by optimizer)", "a number > 0", lambda v: v is None or (_is_real(v) and v > 0)
     )
     lr_decay: float = _setting(
-        0.95, "the rate is multiplied by this after every epoch", "a number from 0 to 1, not 0", lambda v: _is_real(v) and 0 < v <= 1
+        0.95,
+        "the rate is multiplied by this after every epoch",
+        "a number from 0 to 1, not 0",
+        lambda v: _is_real(v) and 0 < v <= 1,
     )
     threads: int = _setting(1, "threads of each rank", "an integer ≥ 1", lambda v: _is_int(v) and v >= 1)
 

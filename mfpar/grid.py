@@ -51,9 +51,7 @@ def default_grid(rows: int, cols: int, ratings: int) -> int:
     (16, 64, 5)
     """
     grid = SMALLEST_GRID
-    while (
-        grid < LARGEST_GRID and max(rows, cols) > grid * BLOCK_SIDE and ratings >= (2 * grid) ** 2 * BLOCK_RATINGS
-    ):
+    while grid < LARGEST_GRID and max(rows, cols) > grid * BLOCK_SIDE and ratings >= (2 * grid) ** 2 * BLOCK_RATINGS:
         grid *= 2
     return min(grid, rows, cols)
 
@@ -83,7 +81,9 @@ def balanced_cuts(counts: np.ndarray, grid: int) -> np.ndarray:
     """
     m = len(counts)
     if not 1 <= grid <= m:
-        raise ConfigError(f"a grid of {grid} blocks a side needs at least {grid} rows and columns, but the data has {m}")
+        raise ConfigError(
+            f"a grid of {grid} blocks a side needs at least {grid} rows and columns, but the data has {m}"
+        )
     after = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
     total = int(after[-1])
     # In integers: the cut nearest to each target b·total/grid, exact for any number of ratings below 2^63 / grid.

@@ -77,7 +77,6 @@ def start_block(block: np.ndarray, layout: Layout, size: int, seed: int, side: s
     layout.state(block, size)[:] = 1
 
 
-
 class Slots:
     """Room for blocks in one aligned buffer.
 

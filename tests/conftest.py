@@ -31,9 +31,9 @@ def shared_data() -> Path:
 def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """A function that runs the command line in a process of its own, in the test's temporary folder.
 
-    ``run_cli(*arguments, ranks=None, timeout=120, environment={})`` runs `python -m mfpar ARGUMENTS`, under mpirun where
-    `ranks` is given, and returns what it printed and its exit code. The test fails if it takes longer than `timeout`
-    seconds; then all that it started is killed.
+    ``run_cli(*arguments, ranks=None, timeout=120, environment=None)`` runs `python -m mfpar ARGUMENTS`, under mpirun
+    where `ranks` is given, and returns what it printed and its exit code. The test fails if it takes longer than
+    `timeout` seconds; then all that it started is killed.
     """
 
     def run(

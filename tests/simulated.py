@@ -12,15 +12,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from mfpar.errors import MfparError, RankError
 from mfpar.parallel.comm import Message
 
+Result = TypeVar("Result")
+
 PATIENCE = 60.0  # seconds until a wait is taken for a deadlock
 
 
-def run[Result](size: int, body: Callable[["Simulated"], Result], seed: int = 0) -> list[Result]:
+def run(size: int, body: Callable[["Simulated"], Result], seed: int = 0) -> list[Result]:
     """Run `body(comm)` on every rank, within its guard, and return the results; raises what the first rank raised."""
     outcomes = run_all(size, body, seed)
     for outcome in outcomes:
@@ -29,7 +31,7 @@ def run[Result](size: int, body: Callable[["Simulated"], Result], seed: int = 0)
     return outcomes  # type: ignore[return-value]
 
 
-def run_all[Result](size: int, body: Callable[["Simulated"], Result], seed: int = 0) -> list[Result | BaseException]:
+def run_all(size: int, body: Callable[["Simulated"], Result], seed: int = 0) -> list[Result | BaseException]:
     """As `run`, but returns every rank's result or error."""
     hub = Hub(size, seed)
     outcomes: list[Any] = [None] * size

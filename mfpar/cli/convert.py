@@ -9,7 +9,9 @@ from mfpar.cli.options import size
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
     parser = verbs.add_parser("convert", help="convert ratings into a blocked HDF5 file", description=_TEXT)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files or glob patterns, in the order to read them")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="files or glob patterns, in the order to read them"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.h5", help="the blocked file to write")
     parser.add_argument(
         "--columns", metavar="USER,ITEM,RATING", type=lambda text: text.split(","),
@@ -17,20 +19,24 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )  # fmt: skip
     parser.add_argument("--test", action="append", metavar="FILE", help="hold out the ratings of this source")
     parser.add_argument("--test-fraction", type=float, default=0.0, metavar="F", help="hold out this share, by seed")
-    parser.add_argument("--grid", type=int, metavar="G", help="cut into G × G blocks (default: from the size, 16 and up)")
+    parser.add_argument(
+        "--grid", type=int, metavar="G", help="cut into G × G blocks (default: from the size, 16 and up)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of order and held-out part (default: 0)")
     parser.add_argument(
         "--duplicates", choices=("error", "last", "mean"), default="last",
         help="what to do with ratings of the same user and item (default: last)",
     )  # fmt: skip
-    parser.add_argument("--memory", type=size, metavar="SIZE", help="bound of the process (512M, 2G; default: half of all)")
+    parser.add_argument(
+        "--memory", type=size, metavar="SIZE", help="bound of the process (512M, 2G; default: half of all)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the output")
     parser.set_defaults(run=run)
 
 
-_TEXT = """Reads CSV, TSV, MovieLens .dat (::), triples separated by spaces, Parquet, Matrix Market and scipy .npz, text also
-gzipped, in one or several files, and writes a file of blocks that `mfpar train` takes. Header, delimiter and columns are
-found by themselves. Ids may be integers or strings."""
+_TEXT = """Reads CSV, TSV, MovieLens .dat (::), triples separated by spaces, Parquet, Matrix Market and scipy .npz, text
+also gzipped, in one or several files, and writes a file of blocks that `mfpar train` takes. Header, delimiter and
+columns are found by themselves. Ids may be integers or strings."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,10 +46,12 @@ def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     names = ("columns", "test", "test_fraction", "grid", "seed", "duplicates", "memory", "force")
     header = api.convert(args.sources, args.output, **{name: getattr(args, name) for name in names})
-    print(f"{args.output}: {header.rows:,} × {header.cols:,}, {header.ratings:,} ratings, mean {header.mean:.4f}", end="")
+    print(
+        f"{args.output}: {header.rows:,} × {header.cols:,}, {header.ratings:,} ratings, mean {header.mean:.4f}", end=""
+    )
     print(f", {header.test_ratings:,} held out" if header.test_ratings else "", end="")
     print(f", {time.perf_counter() - started:.1f} s")
     if header.duplicates:
-        print(f"{header.duplicates:,} ratings of a user and item that occurred again: settled by --duplicates {args.duplicates}")
+        print(f"{header.duplicates:,} repeated ratings of a user and item: settled by --duplicates {args.duplicates}")
     if header.test_unknown:
         print(f"{header.test_unknown:,} held-out ratings have a user or item without training ratings")

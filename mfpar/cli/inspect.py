@@ -110,12 +110,18 @@ def _print_facts(facts: dict[str, Any]) -> None:
         print(f"{name + ':':<15} {_plain(value)}")
     measured = [epoch for epoch in facts.get("curve", []) if epoch["test_rmse"] is not None]
     best = min(measured, key=lambda epoch: epoch["test_rmse"], default=None)
-    for epoch in {id(e): e for e in (*facts.get("curve", [])[:1], *([best] * bool(best)), *facts.get("curve", [])[-1:])}.values():
-        test = "" if epoch["test_rmse"] is None else f", test RMSE {epoch['test_rmse']:.4f}" + " (best)" * (epoch is best)
+    for epoch in {
+        id(e): e for e in (*facts.get("curve", [])[:1], *([best] * bool(best)), *facts.get("curve", [])[-1:])
+    }.values():
+        test = (
+            "" if epoch["test_rmse"] is None else f", test RMSE {epoch['test_rmse']:.4f}" + " (best)" * (epoch is best)
+        )
         print(f"{'epoch ' + str(epoch['epoch']) + ':':<15} train RMSE {epoch['train_rmse']:.4f}{test}")
 
 
 def _plain(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(
-        round(value, 5) if isinstance(value, float) else value
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else str(round(value, 5) if isinstance(value, float) else value)
     )

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", "StorageError", 1, args)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001: whatever it is, it ends in one sentence
         text = f"internal error, {type(error).__name__}: {error} (run again with --debug and report it)"
         return _fail(text, "RankError", 1, args)
     return 0

@@ -31,7 +31,9 @@ def add_settings(parser: argparse._ActionsContainer, settings: type[Any]) -> Non
         if field.type is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         else:
-            parser.add_argument(name, type=_plain(field.type), default=field.default, metavar=field.name.upper(), help=text)
+            parser.add_argument(
+                name, type=_plain(field.type), default=field.default, metavar=field.name.upper(), help=text
+            )
 
 
 def settings_of(args: argparse.Namespace, settings: type[Any]) -> Any:

@@ -62,7 +62,13 @@ def run_recommend(args: argparse.Namespace) -> None:
     model = api.load(args.model)
     lists = {user: model.recommend(user, args.top, args.seen) for user in args.user}
     rows = [
-        {"user": user, "place": place, "item": item, "score": score, **({"name": names.get(str(item))} if names else {})}
+        {
+            "user": user,
+            "place": place,
+            "item": item,
+            "score": score,
+            **({"name": names.get(str(item))} if names else {}),
+        }
         for user, (items, scores) in lists.items()
         for place, (item, score) in enumerate(zip(items.tolist(), scores.tolist(), strict=True), 1)
     ]
@@ -108,7 +114,9 @@ def _names(argument: str) -> dict[str, str]:
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
     columns = list(rows[0]) if rows else []
-    lines = [["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    lines = [
+        ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows
+    ]
     if not sys.stdout.isatty():
         for line in (columns, *lines):
             print("\t".join(line))

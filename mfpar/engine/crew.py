@@ -3,6 +3,7 @@
 Blocks of a step touch disjoint rows and columns, so the order in which threads take them changes no bit.
 """
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -37,9 +38,7 @@ class Crew:
             if self._pool:
                 ends = self._middle(work)
                 self._tail = ends[-1]
-                self._running = [
-                    self._pool.submit(call, a, b) for a, b in zip(ends[:-1], ends[1:], strict=True) if a < b
-                ]
+                self._running = [self._pool.submit(call, a, b) for a, b in itertools.pairwise(ends) if a < b]
             call(0, 1)
         else:
             call(self._tail, last)

@@ -120,7 +120,7 @@ class Rotation:
                 peer = owner(self._size, self._comm.size, int(place_before[j]))
                 flights.append((self._comm.start([], [Message(self._block(slot, j), peer, 1 + j)]), None))
                 slot_by_block[j] = slot
-            self._comm.wait_until(lambda: any(flight.arrived() for flight, _ in flights))
+            self._comm.wait_until(lambda under_way=flights: any(flight.arrived() for flight, _ in under_way))
             landed = [flight.arrived() for flight, _ in flights]
             self._spare += [slot for (_, slot), done in zip(flights, landed, strict=True) if done and slot is not None]
             flights = [flight for flight, done in zip(flights, landed, strict=True) if not done]

@@ -23,8 +23,9 @@ from mfpar.shards import Layout, Slots, start_block
 
 
 def unit_of(deviation: float) -> float:
-    """The power of 4 near the ratings' standard deviation in whose multiples a run computes, so that learning rates
-    mean the same on any scale. Dividing by it, and multiplying factors by its root, are exact.
+    """The power of 4 near the ratings' standard deviation, in whose multiples a run computes.
+
+    Learning rates then mean the same on any scale. Dividing by it, and multiplying factors by its root, are exact.
 
     >>> [unit_of(deviation) for deviation in (0.0, 0.5, 1.1, 1.9, 2.0, 29.0)]
     [1.0, 1.0, 1.0, 1.0, 4.0, 16.0]
@@ -144,7 +145,9 @@ class Training:
             for side, _, block, size in self._blocks():
                 averages.seat_stranger(*self.layout.stranger(block, size), side)
         scores = np.zeros((self.last - self.first, 2))
-        self._visit_all(np.arange(self._grid.size), self._heldout, self._score, (np.float32(self._base + self._offset), scores))
+        self._visit_all(
+            np.arange(self._grid.size), self._heldout, self._score, (np.float32(self._base + self._offset), scores)
+        )
         ranks = self._comm.gather(scores.tolist())
         squares, absolutes = (math.fsum(sums[part] for rank in ranks for sums in rank) for part in (0, 1))
         count = self._header.test_ratings
@@ -174,7 +177,9 @@ class Training:
         strip.values[:] *= np.float32(1 / self._unit)
         return strip
 
-    def _visit_all(self, order: np.ndarray, strip: Strip, kernel: Callable[..., None], rest: tuple[object, ...]) -> None:
+    def _visit_all(
+        self, order: np.ndarray, strip: Strip, kernel: Callable[..., None], rest: tuple[object, ...]
+    ) -> None:
         """Let the kernel visit every block of a strip once, in the order of the ring."""
         row_counts, places = self._row_sizes + 1, np.arange(self.last - self.first)
 

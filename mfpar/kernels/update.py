@@ -23,14 +23,15 @@ from numba import types
 from mfpar.kernels.compile import compiled
 from mfpar.kernels.vector import add_scaled, dot, load, prefetch, scale, store
 
-
-# How far ahead to ask for memory, in ratings: the arrays of ratings (which the hardware's prefetcher loses at every 4 KB)
-# and the rows of P. Asking changes no bit.
+# How far ahead to ask for memory, in ratings: for the arrays of ratings (which the hardware's prefetcher loses at every
+# 4 KB) and for the rows of P. Asking changes no bit.
 FAR, NEAR, PER_LINE = 512, 32, 16
 
 
 @functools.cache
-def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dtype: str, col_dtype: str) -> Callable[..., Any]:
+def update_kernel(
+    stride: int, factors: int, biases: bool, adagrad: bool, row_dtype: str, col_dtype: str
+) -> Callable[..., Any]:
     """Compile `update` for constants of the model.
 
     Parameters
@@ -76,7 +77,7 @@ def update_kernel(stride: int, factors: int, biases: bool, adagrad: bool, row_dt
             *(types.float32, types.float32, types.float32, types.float64[:, ::1]),
         ),
     )
-    def update(  # noqa: PLR0917
+    def update(
         first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, base, lr, reg, sums
     ):  # fmt: skip
         p_rate = q_rate = lr

@@ -1,9 +1,9 @@
 """A row of factors held in vector registers: the five operations that kernels are written with.
 
 Each operation spells out its rounding steps in LLVM IR (explicit fused multiply-adds, a reduction tree of fixed shape)
-and carries no fast-math flag. LLVM then has nothing to contract or reorder, so a kernel yields the same bits wherever it
-is inlined and on every CPU that computes in IEEE 754, whatever its vector width. `WIDTH` lanes is a constant of the
-format of a row, not of the machine: a CPU with narrower registers executes each operation in pieces.
+and carries no fast-math flag. LLVM then has nothing to contract or reorder, so a kernel yields the same bits wherever
+it is inlined and on every CPU that computes in IEEE 754. How many lanes a vector has follows from the row, not from the
+machine: a CPU with narrower registers executes each operation in pieces.
 
 A row has `stride` floats, a multiple of 8; lanes beyond the factors hold zeros and stay zero under all five operations.
 """
@@ -49,14 +49,18 @@ def splat(builder, scalar, width):
 def fused(builder, x, y, z):
     """x·y + z of three vectors, rounded once."""
     name = f"llvm.fma.v{x.type.count}f32"
-    return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type] * 3), name), [x, y, z])
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type] * 3), name), [x, y, z]
+    )
 
 
 def panels_of(builder, row_type, row):
+    """The vectors that a row consists of."""
     return [builder.extract_value(row, t) for t in range(row_type.panels)]
 
 
 def assemble(builder, row_type, panels):
+    """A row from its vectors."""
     row = ir.Constant(ir.ArrayType(vector(row_type.width), row_type.panels), ir.Undefined)
     for t, panel in enumerate(panels):
         row = builder.insert_value(row, panel, t)
@@ -161,7 +165,9 @@ def dot(typing, row, other):
             half = total.type.count // 2
             low, high = (ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half))
             undefined = ir.Constant(total.type, ir.Undefined)
-            total = builder.fadd(builder.shuffle_vector(total, undefined, low), builder.shuffle_vector(total, undefined, high))
+            total = builder.fadd(
+                builder.shuffle_vector(total, undefined, low), builder.shuffle_vector(total, undefined, high)
+            )
         return builder.extract_element(total, ir.Constant(I32, 0))
 
     return types.float32(row, row), codegen

@@ -23,9 +23,7 @@ from mfpar.model.opening import FORMAT, VERSION
 from mfpar.parallel.comm import Communicator
 
 
-def save_model(
-    path: Path, training: Training, file: BlockedFile, record: dict[str, Any], comm: Communicator
-) -> str:
+def save_model(path: Path, training: Training, file: BlockedFile, record: dict[str, Any], comm: Communicator) -> str:
     """Write the model that the ranks hold, in whose `guard` this is called. Collective.
 
     Parameters
@@ -67,7 +65,9 @@ def save_model(
         if comm.rank == 0:
             with replacing(path) as temporary, h5py.File(temporary, "w", libver="latest") as target:
                 if comm.size > 1:
-                    _show_shards(target, file, [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)])
+                    _show_shards(
+                        target, file, [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)]
+                    )
                 else:
                     _write_blocks(target, training, file)
                 for name, array in checksums.items():

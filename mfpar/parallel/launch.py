@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def expected_size(environment: Mapping[str, str] = os.environ) -> tuple[int, str
     SLURM sets SLURM_NTASKS for a batch script too, which runs once: there it counts only inside a step of srun.
     """
     for name in SIZES:
-        in_batch_script = name == "SLURM_NTASKS" and "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
+        in_batch_script = (
+            name == "SLURM_NTASKS" and "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
+        )
         if environment.get(name, "").isdecimal() and not in_batch_script:
             return int(environment[name]), name
     return 1, ""
@@ -126,14 +129,11 @@ def run_ranks(arguments: Sequence[str], ranks: int, on_line: Callable[[str], Non
 
 def _follow(process: "subprocess.Popen[str]", on_line: Callable[[str], None]) -> tuple[int, str]:
     """Hand on lines as they come while standard error is collected, so that neither pipe can fill up."""
-    import threading
-
     complaints: list[str] = []
-    assert process.stdout and process.stderr
-    listener = threading.Thread(target=lambda: complaints.extend(process.stderr), daemon=True)  # type: ignore[arg-type]
+    listener = threading.Thread(target=lambda: complaints.extend(process.stderr or ()), daemon=True)
     listener.start()
     try:
-        for line in process.stdout:
+        for line in process.stdout or ():
             on_line(line.rstrip("\n"))
     except BaseException:
         process.terminate()

@@ -36,7 +36,7 @@ class Mpi:
         self.mpi = MPI
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise errors.LaunchError(
-                "MPI was initialised without support for threads; initialise it with MPI.THREAD_MULTIPLE (mpi4py's default)"
+                "MPI was initialised without support for threads; let mpi4py initialise it, with MPI.THREAD_MULTIPLE"
             )
         self._comm = comm.Dup()  # for messages
         self._notices = comm.Dup()
@@ -79,7 +79,7 @@ class Mpi:
             raise
 
     def wait_until(self, done: Callable[[], bool]) -> None:
-        """See `Communicator.wait_until`: polls at first without sleeping, then ever more slowly, so that neighbours get the core."""
+        """See `Communicator.wait_until`: polls ever more slowly, so that neighbours get the core."""
         started = time.perf_counter()
         looked, pause = started, 0.0
         while not done():

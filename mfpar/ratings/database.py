@@ -43,9 +43,10 @@ class Database:
         except OSError as error:
             raise StorageError(f"{parent}: no temporary folder can be made there: {error.strerror}") from error
         self.folder = Path(self._temporary.name)
+        self._spill = self.folder / "spill"
         self._connection = duckdb.connect(
             config={
-                "temp_directory": str(self.folder),
+                "temp_directory": str(self._spill),
                 "memory_limit": self._limit(0),
                 "autoinstall_known_extensions": False,
                 "python_enable_replacements": False,  # a table is what was registered, never a caller's variable
@@ -128,7 +129,7 @@ class Database:
                 raise self._full() from error
             raise ConfigError("the memory is too small for this conversion; give it more with --memory") from error
         except duckdb.Error as error:
-            if str(self.folder) in str(error) or "No space left" in str(error):
+            if isinstance(error, duckdb.IOException) and str(self._spill) in str(error):
                 raise self._full() from error
             raise
 
