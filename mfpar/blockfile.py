@@ -1,4 +1,4 @@
-"""The blocked HDF5 file: ratings cut into a G × G grid, id tables, checksums. Layout byte for byte: docs/format.md.
+"""The blocked HDF5 file: ratings cut into a G × G grid, id tables, checksums. Byte for byte: docs/format.md.
 
 The G blocks of a row-block lie one after the other (a *strip*), strips in row-block order, so that a rank reads one
 contiguous slice. Every byte is under a SHA-256 that is verified when it is read.
@@ -7,7 +7,6 @@ contiguous slice. Every byte is under a SHA-256 that is verified when it is read
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from mfpar.diskfile import DiskFile
 from mfpar.errors import FormatError, StorageError
 from mfpar.grid import Grid
 
@@ -25,8 +23,6 @@ FORMAT = "mfpar blocked ratings"
 VERSION = 1
 SIDES = ("rows", "cols")
 PARTS = ("train", "test")
-CHUNK = 1 << 17  # ratings, ids a chunk
-BUFFER = 1 << 20  # ratings that the writer collects before it writes
 
 
 @dataclass(frozen=True)
@@ -74,14 +70,15 @@ def index_dtype(sizes: np.ndarray) -> np.dtype:
 
 def digest(*arrays: np.ndarray) -> np.ndarray:
     """uint8[32]: SHA-256 over the SHA-256 of each array's bytes."""
-    return _combine([hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)) for array in arrays])
+    return combined([hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)) for array in arrays])
 
 
-def _combine(shas: list[Any]) -> np.ndarray:
+def combined(shas: list[Any]) -> np.ndarray:
+    """uint8[32]: SHA-256 over the digests of some hashes."""
     return np.frombuffer(hashlib.sha256(b"".join(sha.digest() for sha in shas)).digest(), np.uint8)
 
 
-def _checksum(header: Header, file: h5py.File) -> str:
+def checksum_of(header: Header, file: h5py.File) -> str:
     """SHA-256 (hex) over the header and every table that vouches for the rest."""
     sha = hashlib.sha256(json.dumps(dataclasses.asdict(header), sort_keys=True).encode())
     names = [f"{side}/{name}" for side in SIDES for name in ("cuts", "checksums")]
@@ -147,7 +144,7 @@ class BlockedFile:
             )
         self.header = Header(**{field.name: attributes[field.name].item() for field in dataclasses.fields(Header)})
         self.checksum: str = attributes["checksum"]
-        if _checksum(self.header, self._file) != self.checksum:
+        if checksum_of(self.header, self._file) != self.checksum:
             raise FormatError(
                 f"{self.path}: is damaged: header and tables do not match their checksum; convert the source again"
             )
@@ -214,7 +211,8 @@ class BlockedFile:
     def counts(self, part: str = "train") -> np.ndarray:
         """int64[G, G]: ratings of each block."""
         with self._reading("block offsets"):
-            return np.diff(self._file[part]["offsets"][()]).reshape(self.grid.size, self.grid.size)
+            offsets: np.ndarray = self._file[part]["offsets"][()]
+            return np.diff(offsets).reshape(self.grid.size, self.grid.size)
 
     def close(self) -> None:
         """Close the file."""
@@ -245,125 +243,3 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise FormatError(
             f"{path}: is damaged or foreign: its {what} can't be read ({text.splitlines()[0] if text else error!r})"
         ) from error
-
-
-class BlockedWriter:
-    """Writes a blocked file in order: ids of both sides, then all blocks of both parts, then `finish`.
-
-    Parameters
-    ----------
-    path : a temporary name (see `mfpar.atomic.replacing`)
-    grid : Grid
-    """
-
-    def __init__(self, path: Path, grid: Grid):
-        self.grid = grid
-        self._cuts = dict(zip(SIDES, (grid.row_cuts, grid.col_cuts), strict=True))
-        self._counts = {side: np.zeros(int(cuts[-1]), np.int64) for side, cuts in self._cuts.items()}
-        self._disk = DiskFile(path)
-        self._file = h5py.File(self._disk, "w", libver="latest")
-        dtypes: dict[str, Any] = {
-            "rows": index_dtype(grid.row_sizes),
-            "cols": index_dtype(grid.col_sizes),
-            "values": np.dtype(np.float32),
-        }
-        self._parts = {part: _PartWriter(self._file.create_group(part), grid.size, dtypes) for part in PARTS}
-
-    def write_ids(self, side: str, ids: np.ndarray, order: np.ndarray) -> None:
-        """Write one side's table.
-
-        Parameters
-        ----------
-        side : "rows" or "cols"
-        ids : int64[count] or bytes[count]
-            In row (column) order.
-        order : int64[count]
-            Positions of `ids` in ascending order of id.
-        """
-        group = self._file.create_group(side)
-        stored = ids.astype(h5py.string_dtype("utf-8", ids.dtype.itemsize)) if ids.dtype.kind == "S" else ids
-        group["ids"], group["order"], group["cuts"] = stored, order, self._cuts[side].astype(np.int64)
-
-    def append(self, part: str, i: int, j: int, rows: np.ndarray, cols: np.ndarray, values: np.ndarray) -> None:
-        """Append block (i, j) of a part; blocks come in row-major order, empty ones may be left out.
-
-        Parameters
-        ----------
-        rows, cols : integer[nnz]
-            Indices inside the blocks.
-        values : float32[nnz]
-        """
-        self._parts[part].append(i * self.grid.size + j, rows, cols, values)
-        self._disk.check()
-        if part == "train":
-            for side, block, indices in (("rows", i, rows), ("cols", j, cols)):
-                first, last = self._cuts[side][block : block + 2]
-                self._counts[side][first:last] += np.bincount(indices, minlength=last - first)
-
-    def finish(self, header: Header) -> str:
-        """Write what is left and the header, close the file, and return the checksum of the whole content."""
-        for part in self._parts.values():
-            part.finish()
-        for side, counts in self._counts.items():
-            group, cuts = self._file[side], self._cuts[side]
-            group["counts"] = counts
-            inside = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-            group["checksums"] = np.stack(
-                [digest(*(group[name][s] for name in ("ids", "order", "counts"))) for s in inside]
-            )
-        for name, value in dataclasses.asdict(header).items():
-            self._file.attrs[name] = np.float64(value) if isinstance(value, float) else np.int64(value)
-        checksum = _checksum(header, self._file)
-        self._file.attrs.update({"format": FORMAT, "version": VERSION, "checksum": checksum})
-        self.close()
-        self._disk.check()
-        return checksum
-
-    def close(self) -> None:
-        """Close the file, finished or not."""
-        self._file.close()
-        self._disk.close()
-
-
-class _PartWriter:
-    """One part's three arrays, written through a buffer, with running checksums of the strip at hand."""
-
-    def __init__(self, group: h5py.Group, size: int, dtypes: dict[str, Any]):
-        self._group, self._size, self._dtypes = group, size, dtypes
-        self._counts = np.zeros(size * size, np.int64)
-        self._checksums = np.empty((0, 32), np.uint8)
-        self._shas = [hashlib.sha256() for _ in dtypes]
-        self._buffer: list[tuple[np.ndarray, ...]] = []
-        self._buffered = self._written = 0
-        for name, dtype in dtypes.items():
-            group.create_dataset(name, (0,), dtype, chunks=(CHUNK,), maxshape=(None,))
-
-    def append(self, block: int, *arrays: np.ndarray) -> None:
-        self._close_strips(block // self._size)
-        cast = tuple(np.ascontiguousarray(a, dtype) for a, dtype in zip(arrays, self._dtypes.values(), strict=True))
-        for sha, array in zip(self._shas, cast, strict=True):
-            sha.update(array)
-        self._counts[block] = len(cast[0])
-        self._buffer.append(cast)
-        self._buffered += len(cast[0])
-        if self._buffered >= BUFFER:
-            self._flush()
-
-    def _close_strips(self, upto: int) -> None:
-        """Settle the checksums of the strips before `upto`, also of those that hold nothing."""
-        while len(self._checksums) < upto:
-            self._checksums = np.vstack([self._checksums, _combine(self._shas)])
-            self._shas = [hashlib.sha256() for _ in self._dtypes]
-
-    def _flush(self) -> None:
-        end = self._written + self._buffered
-        for name, pieces in zip(self._dtypes, zip(*self._buffer, strict=True), strict=False):
-            self._group[name].resize((end,))
-            self._group[name][self._written : end] = np.concatenate(pieces)
-        self._buffer, self._buffered, self._written = [], 0, end
-
-    def finish(self) -> None:
-        self._flush()
-        self._close_strips(self._size)
-        self._group["offsets"] = np.concatenate(([0], np.cumsum(self._counts)))
-        self._group["checksums"] = self._checksums

@@ -1,6 +1,6 @@
 """Settings: what the model is (`ModelConfig`), how this run goes (`TrainConfig`); each default stands here only.
 
-A field carries its help text and its check, from which the command line builds its options and every error its sentence.
+A field carries its help text and its check, from which the command line builds its options and each error its sentence.
 """
 
 import dataclasses

@@ -14,8 +14,9 @@ from mfpar.parallel.launch import ONE_NODE
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
-# For every mpirun that a test starts, mpi-pytest's own too: found beside this Python, as root, on any number of cores.
-os.environ.update(ONE_NODE, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+# For every process that a test starts: this repository's mfpar; and for every mpirun, mpi-pytest's own too: found
+# beside this Python, as root, on any number of cores.
+os.environ.update(ONE_NODE, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=str(ROOT))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         with subprocess.Popen(
             command,
             cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), **os.environ, **(environment or {})},
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -19,10 +19,12 @@ class Side:
 Rating = tuple[int, int, float]  # row, column, value
 
 
-def update(p_side: Side, q_side: Side, ratings: list[Rating], base: float, lr: float, reg: float, adagrad: bool) -> tuple[float, float]:
-    """One pass of stochastic gradient descent over ratings, in order; returns Σe² and Σe before each update.
+def update(
+    p_side: Side, q_side: Side, ratings: list[Rating], base: float, lr: float, reg: float, adagrad: bool
+) -> tuple[float, float]:
+    """One pass of stochastic gradient descent over ratings, in order; returns Σe² and, with biases, Σe.
 
-    Biases stay as they are where they are empty lists.
+    A model without biases has empty lists of them.
     """
     squares = total = 0.0
     for row, col, value in ratings:
@@ -42,7 +44,7 @@ def update(p_side: Side, q_side: Side, ratings: list[Rating], base: float, lr: f
             p_side.bias[row] += p_rate * (e - reg * p_side.bias[row])
             q_side.bias[col] += q_rate * (e - reg * q_side.bias[col])
         squares += e * e
-        total += e
+        total += e if biases else 0.0
     return squares, total
 
 

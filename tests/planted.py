@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mfpar.blockfile import BlockedWriter, Header
+from mfpar.blockfile import Header
+from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.grid import Grid, balanced_cuts
 
 UNKNOWN = -1  # in `Ratings`: a row or column that training has not seen
@@ -75,10 +76,10 @@ def plant(
     row_ids, col_ids = rng.permutation(10 * rows)[:rows], rng.permutation(10 * cols)[:cols]
     cuts = Grid(*(balanced_cuts(np.bincount(x, minlength=n), grid) for x, n in ((train.rows, rows), (train.cols, cols))))
     header = Header(
-        **{"rows": rows, "cols": cols, "ratings": count, "test_ratings": test + unknown, "test_unknown": unknown},
-        **{"duplicates": 0, "seed": seed, "streams": 1},
-        **{"mean": float(train.values.mean(dtype=float)), "deviation": float(train.values.std(dtype=float))},
-        **{"minimum": float(train.values.min()), "maximum": float(train.values.max())},
+        rows=rows, cols=cols, ratings=count, test_ratings=test + unknown, test_unknown=unknown,
+        duplicates=0, seed=seed, streams=1,
+        mean=float(train.values.mean(dtype=float)), deviation=float(train.values.std(dtype=float)),
+        minimum=float(train.values.min()), maximum=float(train.values.max()),
     )
     write(path, cuts, header, row_ids, col_ids, {"train": train, "test": heldout})
     return Planted(path, cuts, header, row_ids, col_ids, train, heldout, noise * spread)

@@ -40,7 +40,7 @@ LIBRARIES = {
     "scipy": ("ratings",),
     "numba": ("kernels",),
     "llvmlite": ("kernels",),
-    "h5py": ("blockfile", "model.opening", "model.saving", "model.model", "api"),
+    "h5py": ("blockfile", "ratings.blockwriter", "model.opening", "model.saving", "model.model", "api"),
     "mpi4py": ("parallel",),
     "duckdb": ("ratings",),
     "rich": ("cli",),
@@ -243,8 +243,13 @@ def test_is_short_and_named_for_a_thing(module: Module) -> None:
 def test_everything_public_has_a_docstring(module: Module) -> None:
     tree = ast.parse("\n".join(module.lines))
     assert ast.get_docstring(tree), f"{module}: says nothing of itself"
-    bare = [name for name, node in public(tree) if not ast.get_docstring(node)]
+    bare = [name for name, node in public(tree) if not (ast.get_docstring(node) or is_overload(node))]
     assert not bare, f"{module}: no docstring in {', '.join(bare)}"
+
+
+def is_overload(node: Definition) -> bool:
+    """Whether it only gives types to a function that follows, which has the docstring."""
+    return "overload" in [ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list]
 
 
 def public(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[str, Definition]]:

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfpar.blockfile import BlockedWriter, Header, digest
+from mfpar.blockfile import Header, digest
+from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.errors import ConfigError, FormatError, OutputExistsError, StorageError, UnknownIdError
 from mfpar.grid import Grid, span
 from mfpar.model import model as model_module
@@ -82,13 +83,13 @@ def write_model(path: Path, dense: Dense, shards: int, **attributes: object) -> 
         fingerprint = hashlib.sha256(file["row_checksums"][()].tobytes() + file["col_checksums"][()].tobytes())
         file.attrs.update(
             {
-                **{"format": "mfpar model", "version": 1, "factors": K, "biases": 1, "mean": MEAN, "ratings": 100},
-                **{"minimum": 1.0, "maximum": 5.0, "fingerprint": fingerprint.hexdigest(), "data_checksum": "cd" * 32},
-                **{
+                "format": "mfpar model", "version": 1, "factors": K, "biases": 1, "mean": MEAN, "ratings": 100,
+                "minimum": 1.0, "maximum": 5.0, "fingerprint": fingerprint.hexdigest(), "data_checksum": "cd" * 32,
+
                     "config": json.dumps({"model": {"factors": K}, "train": {"epochs": 2}}),
-                    "data_path": "/nowhere/r.h5",
-                },
-                **{"curve": json.dumps([{"epoch": 1, "test_rmse": None}]), "versions": json.dumps({"mfpar": "0"})},
+                    "data_path": "/nowhere/r.h5"
+                ,
+                "curve": json.dumps([{"epoch": 1, "test_rmse": None}]), "versions": json.dumps({"mfpar": "0"}),
                 **attributes,
             }
         )

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from mfpar.ratings.columns import known
 from mfpar.ratings.reading import read_chunks
 
 duckdb = pytest.importorskip("duckdb")
-SHARED = Path(os.environ.get("MFPAR_SHARED", Path(__file__).parent.parent / "../shared"))
 
 
 def read(sources, **options):
@@ -54,7 +52,7 @@ EXPECTED = ([7, 8, 7], ["a b", "é", "x"], [3.0, 4.5, 0.25])
         '"7","a b","3"\n8,"é",4.5\n7,x,.25\n',
         "\n7,a b,3\n\n8,é,4.5\n7,x,.25\n\n\n",
     ],
-    ids=["header", "plain", "bom", "bom-header-crlf", "reordered", "unknown-header", "tab", "dat", "pipe", "quoted", "blank"],
+    ids=["header", "plain", "bom", "crlf", "order", "unknown", "tab", "dat", "pipe", "quoted", "blank"],
 )
 @pytest.mark.parametrize("gzipped", [False, True])
 def test_layouts(write, content, gzipped):
@@ -87,7 +85,7 @@ def test_columns_asked_for(write, columns, content):
     ("ids", "expected"),
     [
         (["7", "-7", "0", "9223372036854775807"], [7, -7, 0, 2**63 - 1]),
-        *((["7", odd], ["7", odd]) for odd in ("007", "+5", "1.5", " 7", "7 ", "1e3", "-0", "9223372036854775808", "1_0")),
+        *((["7", odd],) * 2 for odd in ("007", "+5", "1.5", " 7", "7 ", "1e3", "-0", "9223372036854775808", "1_0")),
     ],
 )
 def test_ids_are_integers_only_if_all_are_written_so(write, ids, expected):
@@ -96,8 +94,11 @@ def test_ids_are_integers_only_if_all_are_written_so(write, ids, expected):
 
 
 def test_pairs(write):
-    for content in ("user,item\n7,x\n8,y\n", "7,x\n8,y\n", "foo,bar\n7,x\n8,y\n", "user,item,rating\n7,x,nonsense\n8,y,\n"):
+    for head in ("user,item\n", "", "foo,bar\n", "movie,user\n"):
+        content = head + ("x,7\ny,8\n" if head.startswith("movie") else "7,x\n8,y\n")
         assert read(write(content), need_rating=False) == ([7, 8], ["x", "y"], None)
+    content = "user,item,rating\n7,x,nonsense\n8,y,\n"
+    assert read(write(content), need_rating=False) == ([7, 8], ["x", "y"], None)
     assert read(write("u1,i1\nu2,i2\n"), need_rating=False)[0] == ["u1", "u2"]
     assert read(write("9,7,x\n"), columns=["2", "3"], need_rating=False) == ([7], ["x"], None)
 
@@ -170,7 +171,8 @@ def test_arrays_of_any_integer_dtype(dtype, monkeypatch, tmp_path):
 
 def test_pandas_and_arrow():
     pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"movieId": ["a", "b"], "userId": pandas.Series([7, 8], dtype="Int64"), "rating": [1, 2.5]})
+    users = pandas.Series([7, 8], dtype="Int64")
+    frame = pandas.DataFrame({"movieId": ["a", "b"], "userId": users, "rating": [1, 2.5]})
     expected = ([7, 8], ["a", "b"], [1.0, 2.5])
     assert read(frame) == expected
     assert read(frame.astype({"movieId": "category", "userId": "float64"})) == expected
@@ -179,11 +181,8 @@ def test_pandas_and_arrow():
     assert read([pyarrow.table({"user": [7], "item": ["a"], "rating": [1.0]}), frame.iloc[1:]]) == expected
 
 
-def test_shared_data():
-    path = SHARED / "ml-100k" / "u.data"
-    path = path if path.exists() else SHARED / "data" / "ml-100k" / "u.data"
-    if not path.exists():
-        pytest.skip(f"{path} is not there; set MFPAR_SHARED")
+def test_real_ratings(shared_data):
+    path = shared_data / "ml-100k" / "u.data"
     users, items, ratings = next(iter(read_chunks(path)))
     np.testing.assert_array_equal(np.column_stack([users, items, ratings]), np.loadtxt(path)[:, :3])
 
@@ -206,9 +205,9 @@ BIG_GZIP = gzip.compress(b"".join(b"%d,%d,3\n" % (k, k * k) for k in range(50_00
         (gzip.compress(b""), "{path}: is empty"),
         (HEADER, "{path}: no ratings found"),
         ("just\nwords\n", "{path}: its first line 'just' has no delimiter"),
-        ("1,2\n3,4\n", "{path}: columns for user, item, rating are needed, but its columns are 2 without names"),
+        ("1,2\n3,4\n", "{path}: columns for user, item, rating are needed, but its columns are 2"),
         ("user,item\n3,4\n", "{path}: has no column known as rating: its columns are user, item"),
-        ("user,item,timestamp\n3,4,5\n", "{path}: has no column known as rating: its columns are user, item, timestamp"),
+        ("user,item,time\n3,4,5\n", "{path}: has no column known as rating: its columns are user, item, time"),
         ("a,b,c\nx,y,z\n", "{path}: has no column known as user or item or rating: its columns are a, b, c"),
         (HEADER + "1,2,3\n,2,3\n", "{path}, line 3: the user id is missing"),
         (HEADER + '1,2,3\n1,"",3\n', "{path}, line 3: the item id is missing"),
@@ -235,8 +234,8 @@ BIG_GZIP = gzip.compress(b"".join(b"%d,%d,3\n" % (k, k * k) for k in range(50_00
         (gzip.compress(b"PAR1" + os.urandom(1 << 17))[:-9], "{path}: is a truncated or damaged gzip file"),
         (b"PK\3\4" + bytes(99), "{path}: is no .npz file"),
         ("%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 5\n", "{path}: is no sound Matrix Market file"),
-        ("%%MatrixMarket matrix coordinate real general\n3 3 1\n1 1 x\n", "{path}: is no sound Matrix Market file: Line 3"),
-        ("%%MatrixMarket matrix coordinate real general\n3 3 1\n1 1 nan\n", "{path}, row 1: the rating is missing or not"),
+        ("%%MatrixMarket matrix coordinate real general\n3 3 1\n1 1 x\n", "{path}: is no sound Matrix Market file: L"),
+        ("%%MatrixMarket matrix coordinate real general\n3 3 1\n1 1 nan\n", "{path}, row 1: the rating is missing"),
         ("%%MatrixMarket matrix array real general\n1 1\n1\n", "{path}: is a dense Matrix Market array"),
         ("%%MatrixMarket matrix coordinate complex general\n1 1 1\n1 1 1 1\n", "{path}: holds complex numbers"),
     ],
@@ -254,14 +253,14 @@ def test_bad_files(write, content, sentence):
     [
         ("SELECT 1 AS user, NULL::INT AS item, 3 AS rating", "row 1: the item id is missing"),
         ("FROM (VALUES (1, 'a', 2.0), (1, '', 3.0)) t(user, item, rating)", "row 2: the item id is missing"),
-        ("FROM (VALUES (1, 2, 2::DOUBLE), (1, 3, 'nan')) t(user, item, rating)", "row 2: the rating 'nan' is not a finite"),
-        ("FROM (VALUES (1, 2, 2::FLOAT), (1, 3, 'inf')) t(user, item, rating)", "row 2: the rating 'inf' is not a finite"),
-        ("FROM (VALUES (1, 2, '4'), (1, 3, 'good')) t(user, item, rating)", "row 2: the rating 'good' is not a finite"),
-        ("SELECT 1.5::DOUBLE AS user, 1 AS item, 3 AS rating", "row 1: the user id 1.5 is neither a whole number nor a"),
-        ("SELECT 'nan'::DOUBLE AS user, 1 AS item, 3 AS rating", "row 1: the user id nan is neither a whole number nor a"),
+        ("FROM (VALUES (1, 2, 2::DOUBLE), (1, 3, 'nan')) t(user, item, rating)", "row 2: the rating 'nan' is not"),
+        ("FROM (VALUES (1, 2, 2::FLOAT), (1, 3, 'inf')) t(user, item, rating)", "row 2: the rating 'inf' is not"),
+        ("FROM (VALUES (1, 2, '4'), (1, 3, 'good')) t(user, item, rating)", "row 2: the rating 'good' is not"),
+        ("SELECT 1.5::DOUBLE AS user, 1 AS item, 3 AS rating", "row 1: the user id 1.5 is neither"),
+        ("SELECT 'nan'::DOUBLE AS user, 1 AS item, 3 AS rating", "row 1: the user id nan is neither"),
         ("SELECT [1] AS user, 1 AS item, 3 AS rating", "the column 'user' has the type INTEGER[]"),
         ("SELECT 1 AS user, 1 AS item, DATE '2020-01-01' AS rating", "the column 'rating' has the type DATE"),
-        ("SELECT 1 AS foo, 2 AS bar, 'x' AS baz", "has no column known as user or item or rating: its columns are foo"),
+        ("SELECT 1 AS foo, 2 AS bar, 'x' AS baz", "has no column known as user or item or rating"),
         ("SELECT 1 AS user, 2 AS item, 3 AS rating WHERE false", "no ratings found"),
     ],
 )
@@ -282,12 +281,12 @@ THREE = np.arange(3)
         ((THREE, THREE, np.array([1, np.inf, 2])), "the given arrays, row 2: the rating 'inf' is not a finite number"),
         ((THREE, THREE, np.array([1, 2, np.nan])), "the given arrays, row 3: the rating is missing or not a number"),
         ((np.array([1, None], object), THREE[:2], THREE[:2]), "the given arrays, row 2: the user id is missing"),
-        ((np.array([1, 2.5]), THREE[:2], THREE[:2]), "the given arrays, row 2: the user id 2.5 is neither a whole number"),
+        ((np.array([1, 2.5]), THREE[:2], THREE[:2]), "the given arrays, row 2: the user id 2.5 is neither"),
         ((THREE, THREE[:2], THREE), "the given arrays: have the shapes (3,), (2,), (3,)"),
         ((THREE, THREE), "the given arrays: are 2; give 3"),
         ((THREE, THREE > 1, THREE), "the given arrays: the item array has dtype bool"),
         ((THREE, THREE, np.array(["a", "b", "c"])), "the given arrays: the rating array has dtype <U1"),
-        ((THREE, np.array([b"a", b"\xff", b"c"]), THREE), "the given arrays: the item array holds bytes that are not UTF-8"),
+        ((THREE, np.array([b"a", b"\xff", b"c"]), THREE), "the given arrays: the item array holds bytes"),
         ({"user": THREE, "item": THREE}, "the given arrays: has no column known as rating: its columns are user, item"),
         ((THREE[:0], THREE[:0], THREE[:0]), "the given arrays: no ratings found"),
         (scipy.sparse.coo_matrix((2, 2)), "the given matrix: no ratings found"),

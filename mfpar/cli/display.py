@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mfpar.parallel.launch import expected_size
+
 Event = dict[str, Any]
 
 
@@ -16,12 +18,15 @@ def display(kind: str, epochs: int) -> Iterator[Callable[[Event], None]]:
 
     Parameters
     ----------
-    kind : "auto" (bar on a terminal, else plain), "bar", "plain", "json" or "none"
+    kind : "auto", "bar", "plain", "json" or "none"
+        Auto is the bar on a terminal, plain lines elsewhere and under a launcher (Open MPI's gives its ranks a terminal
+        that it forwards in pieces).
     epochs : int
         How many the run will have.
     """
     if kind == "auto":
-        kind = "bar" if sys.stdout.isatty() else "plain"
+        launcher = expected_size()[1]
+        kind = "bar" if sys.stdout.isatty() and not launcher else "plain"
     if kind == "bar":
         with _bar(epochs) as show:
             yield show
@@ -76,16 +81,20 @@ def _bar(epochs: int) -> Iterator[Callable[[Event], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as progress:
-        task = progress.add_task("", total=epochs)
+    progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn())
+    task = progress.add_task("", total=epochs)
 
-        def show(event: Event) -> None:
-            if event["kind"] == "run":
-                progress.console.print(describe(event), highlight=False)
-            elif event["kind"] == "warning":
-                progress.console.print(f"[yellow]warning:[/yellow] {event['message']}", highlight=False)
-            else:
-                text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
-                progress.update(task, completed=event["epoch"], description=text)
+    def show(event: Event) -> None:
+        if event["kind"] == "run":
+            progress.console.print(describe(event), highlight=False, soft_wrap=True)
+            progress.start()
+        elif event["kind"] == "warning":
+            progress.console.print(f"[yellow]warning:[/yellow] {event['message']}", highlight=False)
+        else:
+            text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
+            progress.update(task, completed=event["epoch"], description=text)
 
+    try:
         yield show
+    finally:
+        progress.stop()

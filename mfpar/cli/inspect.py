@@ -34,9 +34,9 @@ def run_info(args: argparse.Namespace) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Run `mfpar evaluate`."""
-    from mfpar import api
+    from mfpar.model.opening import open_model
 
-    scores = api.load(args.model).evaluate(args.file, args.columns)
+    scores = open_model(args.model).evaluate(args.file, args.columns)
     if args.json:
         print(json.dumps({"rmse": scores.rmse, "mae": scores.mae, "count": scores.count, "unknown": scores.unknown}))
     else:
@@ -74,9 +74,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _describe_model(path: Path) -> dict[str, Any]:
-    from mfpar import api
+    from mfpar.model.opening import open_model
 
-    model = api.load(path)
+    model = open_model(path)
     return {
         "kind": "model",
         "path": str(path),

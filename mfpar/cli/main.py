@@ -16,16 +16,17 @@ from mfpar.errors import MfparError
 from mfpar.parallel import launch
 
 INTERRUPTED = 130
-GOODBYE = 15.0  # seconds that other ranks give the first to speak and to end them all
+GOODBYE = 15.0  # seconds that other ranks, whose end would be its end, give the first to speak and to end them all
 
 
 class _Parser(argparse.ArgumentParser):
     """Complains on the first rank only."""
 
     def error(self, message: str) -> NoReturn:
-        if launch.launched_rank() == 0:
-            super().error(message)
-        sys.exit(2)
+        if launch.launched_rank() > 0:
+            time.sleep(GOODBYE)
+            sys.exit(2)
+        super().error(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", "StorageError", 1, args)
-    except Exception as error:  # noqa: BLE001: whatever it is, it ends in one sentence
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends in one sentence
         text = f"internal error, {type(error).__name__}: {error} (run again with --debug and report it)"
         return _fail(text, "RankError", 1, args)
     return 0
@@ -88,9 +89,10 @@ def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:
             print(f"mfpar: error: {message}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
+    if not first:
+        time.sleep(GOODBYE)
     if launch.mpi_runs():
         if not first:
-            time.sleep(GOODBYE)
             print(f"mfpar: error: {message}", file=sys.stderr, flush=True)
         launch.abort(code)
     return code

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,10 +39,10 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def run_predict(args: argparse.Namespace) -> None:
     """Run `mfpar predict`."""
-    from mfpar import api
+    from mfpar.model.opening import open_model
     from mfpar.ratings.reading import read_chunks
 
-    model = api.load(args.model)
+    model = open_model(args.model)
     count = unknown = 0
     with _output(args.output, args.force) as out:
         writer = csv.writer(out, lineterminator="\n")
@@ -56,21 +57,17 @@ def run_predict(args: argparse.Namespace) -> None:
 
 def run_recommend(args: argparse.Namespace) -> None:
     """Run `mfpar recommend`."""
-    from mfpar import api
+    from mfpar.model.opening import open_model
 
     names = _names(args.names) if args.names else {}
-    model = api.load(args.model)
-    lists = {user: model.recommend(user, args.top, args.seen) for user in args.user}
+    model = open_model(args.model)
+    items, scores = model.recommend(args.user, args.top, args.seen)
     rows = [
-        {
-            "user": user,
-            "place": place,
-            "item": item,
-            "score": score,
-            **({"name": names.get(str(item))} if names else {}),
-        }
-        for user, (items, scores) in lists.items()
-        for place, (item, score) in enumerate(zip(items.tolist(), scores.tolist(), strict=True), 1)
+        {"user": user, "place": place, "item": item, "score": score}
+        | ({"name": names.get(str(item))} if args.names else {})
+        for user, its_items, its_scores in zip(args.user, items.tolist(), scores.tolist(), strict=True)
+        for place, (item, score) in enumerate(zip(its_items, its_scores, strict=True), 1)
+        if not math.isnan(score)  # a user with fewer items left than asked for
     ]
     if args.json:
         print(json.dumps(rows))
@@ -80,10 +77,10 @@ def run_recommend(args: argparse.Namespace) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Run `mfpar export`."""
-    from mfpar import api
     from mfpar.model.export import export
+    from mfpar.model.opening import open_model
 
-    export(api.load(args.model), args.output, force=args.force)
+    export(open_model(args.model), args.output, force=args.force)
     print(f"{args.output}: written")
 
 

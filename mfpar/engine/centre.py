@@ -21,7 +21,8 @@ from mfpar.blockfile import SIDES
 def weighted_sum(factors: np.ndarray, bias: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """float64[k + 1]: Σ count · (factors, bias) over the rows of a block."""
     rows = np.column_stack((factors, bias)).astype(np.float64)
-    return (rows * counts[:, None]).sum(axis=0)  # along the outer axis NumPy adds row after row
+    total: np.ndarray = (rows * counts[:, None]).sum(axis=0)  # along the outer axis NumPy adds row after row
+    return total
 
 
 def lanes_dot(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ room for two more that are still coming in. Handing on the first place's block a
 take two steps each to complete, so that a rank may run ahead of its neighbour by one.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -120,9 +121,13 @@ class Rotation:
                 peer = owner(self._size, self._comm.size, int(place_before[j]))
                 flights.append((self._comm.start([], [Message(self._block(slot, j), peer, 1 + j)]), None))
                 slot_by_block[j] = slot
-            self._comm.wait_until(lambda under_way=flights: any(flight.arrived() for flight, _ in under_way))
+            self._comm.wait_until(functools.partial(_any_arrived, flights))
             landed = [flight.arrived() for flight, _ in flights]
             self._spare += [slot for (_, slot), done in zip(flights, landed, strict=True) if done and slot is not None]
             flights = [flight for flight, done in zip(flights, landed, strict=True) if not done]
         self._slot_of = [slot_by_block[int(j)] for j in order[mine]]
         self._order = order
+
+
+def _any_arrived(flights: list[tuple[Pending, int | None]]) -> bool:
+    return any(flight.arrived() for flight, _ in flights)

@@ -122,7 +122,7 @@ class Training:
         seconds, count = max(rank[1] for rank in ranks), self._header.ratings
         self._offset = total / count if self.layout.biases else 0.0
         loss = max(squares / count - self._offset**2, 0.0) / 2 * self._unit**2
-        test_rmse, test_mae = self._evaluate() if self._heldout else (None, None)
+        test_rmse, test_mae = self._evaluate(self._heldout) if self._heldout else (None, None)
         return EpochReport(
             epoch=epoch,
             seconds=seconds,
@@ -137,7 +137,7 @@ class Training:
             bytes_sent=sum(rank[3] for rank in ranks),
         )
 
-    def _evaluate(self) -> tuple[float, float]:
+    def _evaluate(self, heldout: Strip) -> tuple[float, float]:
         """RMSE and MAE on the held-out part, as the saved model will have them."""
         self._rotation.home()
         if self._header.test_unknown and self.layout.biases:
@@ -145,9 +145,8 @@ class Training:
             for side, _, block, size in self._blocks():
                 averages.seat_stranger(*self.layout.stranger(block, size), side)
         scores = np.zeros((self.last - self.first, 2))
-        self._visit_all(
-            np.arange(self._grid.size), self._heldout, self._score, (np.float32(self._base + self._offset), scores)
-        )
+        base = np.float32(self._base + self._offset)
+        self._visit_all(np.arange(self._grid.size), heldout, self._score, (base, scores))
         ranks = self._comm.gather(scores.tolist())
         squares, absolutes = (math.fsum(sums[part] for rank in ranks for sums in rank) for part in (0, 1))
         count = self._header.test_ratings

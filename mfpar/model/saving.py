@@ -5,17 +5,19 @@ on the disk, and only then the shards of the model that it replaces are removed:
 at the output path is whole and shows one whole model, the old or the new one.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from mfpar.atomic import replacing, storage_errors
+from mfpar.atomic import DiskFile, replacing, storage_errors
 from mfpar.blockfile import BlockedFile, digest
 from mfpar.engine.training import Training
 from mfpar.errors import DivergedError
@@ -54,34 +56,50 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
     attributes = _attributes(training, file, record) | {"fingerprint": fingerprint}
     folder = path.with_name(f"{path.stem}.shards")
     token = comm.gather(secrets.token_hex(4))[0]
-    shard = folder / f"{token}-{comm.rank}of{comm.size}.h5"
-    try:
-        if comm.size > 1:
+    shards = [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)]
+    if comm.size > 1:
+        with _removed_on_error(shards[comm.rank : comm.rank + 1]):
             with storage_errors(path):
                 folder.mkdir(exist_ok=True)
-            with replacing(shard) as temporary, h5py.File(temporary, "w", libver="latest") as target:
+            with replacing(shards[comm.rank]) as temporary, _new_file(temporary) as target:
                 _write_blocks(target, training, file)
             comm.gather(None)  # all shards are on the disk
-        if comm.rank == 0:
-            with replacing(path) as temporary, h5py.File(temporary, "w", libver="latest") as target:
-                if comm.size > 1:
-                    _show_shards(
-                        target, file, [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)]
-                    )
-                else:
-                    _write_blocks(target, training, file)
-                for name, array in checksums.items():
-                    target[name] = array
-                target["row_cuts"], target["col_cuts"] = file.grid.row_cuts, file.grid.col_cuts
-                target.attrs.update(attributes)
-        comm.gather(None)  # the master is in place
-    except BaseException:
-        shard.unlink(missing_ok=True)
-        _remove_if_empty(folder)
-        raise
+    # From here on only the rank that writes the master may remove shards: it alone knows that no master shows them.
+    if comm.rank == 0:
+        with _removed_on_error(shards), replacing(path) as temporary, _new_file(temporary) as target:
+            if comm.size > 1:
+                _show_shards(target, file, shards)
+            else:
+                _write_blocks(target, training, file)
+            for name, array in checksums.items():
+                target[name] = array
+            target["row_cuts"], target["col_cuts"] = file.grid.row_cuts, file.grid.col_cuts
+            target.attrs.update(attributes)
+    comm.gather(None)  # the master is in place
     if comm.rank == 0:
         _remove_others(folder, token if comm.size > 1 else None)
     return fingerprint
+
+
+@contextlib.contextmanager
+def _removed_on_error(shards: list[Path]) -> Iterator[None]:
+    """Leave nothing of these shards behind if what is done here fails."""
+    try:
+        yield
+    except BaseException:
+        for shard in shards:
+            shard.unlink(missing_ok=True)
+        _remove_if_empty(shards[0].parent)
+        raise
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, for which a full disk is an OSError."""
+    with contextlib.closing(DiskFile(path)) as disk:
+        with h5py.File(disk, "w", libver="latest") as file:
+            yield file
+        disk.check()
 
 
 def _gathered_checksums(training: Training, comm: Communicator) -> dict[str, np.ndarray]:
@@ -167,5 +185,5 @@ def _remove_others(folder: Path, token: str | None) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
+    with contextlib.suppress(OSError):  # not empty, or another rank was faster
         folder.rmdir()

@@ -19,7 +19,7 @@ from mfpar.parallel.comm import Message, Pending
 
 PATIENCE = 1e-3  # seconds between polls of a wait that has become long, and of the background thread
 NOTICE_EVERY = 0.05  # seconds between looks for notices
-FAREWELL = 10.0  # seconds that a failing rank gives the others to take notice
+FAREWELL = 10.0  # seconds that a failing rank gives the others to take notice and to clean up
 
 
 class Mpi:
@@ -46,6 +46,7 @@ class Mpi:
         self.seconds_waiting = 0.0
         self.bytes_sent = 0
         self._failed = False
+        self._notified: Any = None  # the notice that this rank has sent, with its requests: alive until it has gone out
         self._mover = _Mover()
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
@@ -76,6 +77,7 @@ class Mpi:
         except BaseException as error:
             if not self._failed:
                 self._notify(error)
+            self._part()
             raise
 
     def wait_until(self, done: Callable[[], bool]) -> None:
@@ -99,9 +101,12 @@ class Mpi:
         name = type(error).__name__ if known else "RankError"
         text = str(error) if known else f"rank {self.rank} failed: {type(error).__name__}: {error}"
         notice = json.dumps([name, text]).encode()
-        requests = [self._notices.Isend(notice, peer, 0) for peer in range(self.size) if peer != self.rank]
-        until = time.perf_counter() + FAREWELL
-        while not self.mpi.Request.Testall(requests) and time.perf_counter() < until:
+        self._notified = notice, [self._notices.Isend(notice, peer, 0) for peer in range(self.size) if peer != self.rank]
+
+    def _part(self) -> None:
+        """Wait until every rank has left the guard, so that the end of one cuts off no other while that cleans up."""
+        barrier, until = self._notices.Ibarrier(), time.perf_counter() + FAREWELL
+        while not barrier.Test() and time.perf_counter() < until:
             time.sleep(PATIENCE)
 
     def _look_for_notice(self) -> None:

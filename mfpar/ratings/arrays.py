@@ -48,11 +48,13 @@ def from_npz(path: Path, columns: Sequence[str] | None, need_rating: bool) -> Co
     import scipy.sparse
 
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = list(stored.files)
-            if not {"format", "shape", "data"} <= set(names):
-                return _chosen({name: stored[name] for name in names}, columns, need_rating, str(path))
-        matrix = scipy.sparse.load_npz(path)
+        with open(path, "rb") as stream:
+            with np.load(stream, allow_pickle=False) as stored:
+                names = list(stored.files)
+                if not {"format", "shape", "data"} <= set(names):
+                    return _chosen({name: stored[name] for name in names}, columns, need_rating, str(path))
+            stream.seek(0)
+            matrix = scipy.sparse.load_npz(stream)
     except RatingsError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, BadZipFile, zlib.error) as error:

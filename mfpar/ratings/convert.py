@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from mfpar.atomic import refuse_existing, replacing
-from mfpar.blockfile import BlockedWriter, Header
+from mfpar.blockfile import Header
 from mfpar.errors import ConfigError, RatingsError
 from mfpar.grid import Grid, balanced_cuts, default_grid
 from mfpar.ratings.blocks import BATCH, RATING_BYTES, SortedRatings, Statistics
+from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.ratings.database import Database
 from mfpar.ratings.ordering import UNKNOWN, id_size, ids, interleave, number, place
 from mfpar.ratings.reading import Ratings
@@ -96,7 +97,7 @@ def convert(
             with database.reserving(max(ordered.largest - BATCH, 0) * RATING_BYTES):
                 header = _write_blocks(writer, ordered, cuts, seed)
             if duplicates == "error" and ordered.example is not None:
-                raise RatingsError(_duplicate(database, ordered, cuts))
+                raise RatingsError(_duplicate(database, cuts, ordered.example, ordered.duplicates))
             writer.finish(header)
     return header
 
@@ -105,7 +106,7 @@ def _check_options(test: Any, test_fraction: float, grid: int | None, seed: int,
     if not 0 <= test_fraction < 1:
         raise ConfigError(f"test_fraction={test_fraction} is out of range: take at least 0 and less than 1")
     if test is not None and test_fraction:
-        raise ConfigError("test and test_fraction exclude each other: give the held-out ratings, or a share to hold out")
+        raise ConfigError("test and test_fraction exclude each other: give held-out ratings, or a share to hold out")
     if grid is not None and grid < 1:
         raise ConfigError(f"grid={grid} is out of range: take at least 1 block a side")
     if not 0 <= seed < 2**63:
@@ -158,10 +159,9 @@ def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, see
     )
 
 
-def _duplicate(database: Database, ordered: SortedRatings, grid: Grid) -> str:
+def _duplicate(database: Database, grid: Grid, example: tuple[bool, int, int, int, int], count: int) -> str:
     """The sentence that names a pair that is rated twice."""
-    assert ordered.example is not None
-    held, i, j, row, col = ordered.example
+    held, i, j, row, col = example
     names = []
     for side, cuts, b, local in (("user", grid.row_cuts, i, row), ("item", grid.col_cuts, j, col)):
         index = cuts[-1] + local - UNKNOWN if local >= UNKNOWN else cuts[b] + local
@@ -169,5 +169,5 @@ def _duplicate(database: Database, ordered: SortedRatings, grid: Grid) -> str:
     part = "test" if held else "training"
     return (
         f"the {part} ratings have user {names[0]!r} with item {names[1]!r} more than once "
-        f"({ordered.duplicates} such duplicates in all); remove them, or settle them with --duplicates last or mean"
+        f"({count} such duplicates in all); remove them, or settle them with --duplicates last or mean"
     )

@@ -4,7 +4,7 @@ import bisect
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from mfpar.ratings.database import Database
 from mfpar.ratings.scans import Scan, open_scans
 from mfpar.ratings.sources import expand, name_of
 
+CHUNK = 1 << 20  # ratings handed out at a time
 LONGEST_ID = 1024  # bytes
 LARGEST = float(np.finfo(np.float32).max)
 WRONG = {side: f"strlen({side}) > {LONGEST_ID} OR contains({side}, chr(0))" for side in ("user", "item")}
@@ -126,8 +127,20 @@ def are_integers(column: str) -> str:
     return f"bool_and(CAST(try_cast({column} AS BIGINT) AS VARCHAR) IS NOT DISTINCT FROM {column})"
 
 
+@overload
 def read_chunks(
-    sources: Any, columns: Sequence[str] | None = None, need_rating: bool = True, rows: int = 1 << 20
+    sources: Any, columns: Sequence[str] | None = None, need_rating: Literal[True] = True, rows: int = CHUNK
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]: ...
+
+
+@overload
+def read_chunks(
+    sources: Any, columns: Sequence[str] | None = None, *, need_rating: Literal[False], rows: int = CHUNK
+) -> Iterator[tuple[np.ndarray, np.ndarray, None]]: ...
+
+
+def read_chunks(
+    sources: Any, columns: Sequence[str] | None = None, need_rating: bool = True, rows: int = CHUNK
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """Read sources chunk by chunk, in source order; everything is checked before the first chunk comes.
 

@@ -1,0 +1,253 @@
+"""Law 6: whatever fails on one rank ends the job soon, with one sentence; and what ranks say to each other."""
+
+import os
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from planted import Planted, plant
+
+from mfpar.errors import ConfigError, RankError, StorageError
+from mfpar.parallel.comm import Message, Serial
+from mfpar.parallel.launch import adopt, expected_size, launched_rank
+
+SOON = 40  # seconds: any of these jobs takes two or three, more on a machine that has other things to do
+
+# Runs in every process before anything else: on one rank, something goes wrong in the third epoch.
+SABOTAGE = """
+import os
+from mfpar.parallel.launch import launched_rank
+if launched_rank() == {rank}:
+    from mfpar.engine.training import Training
+    original = Training._epoch
+    def epoch(self, number, lr):
+        if number == 3:
+            {deed}
+        return original(self, number, lr)
+    Training._epoch = epoch
+"""
+
+# Makes `python -m mfpar` a script of somebody who uses the library.
+SCRIPT = """
+import mfpar.cli.main
+def main():
+    from mpi4py import MPI
+    {script}
+mfpar.cli.main.main = main
+"""
+
+
+@pytest.fixture
+def data(tmp_path) -> Planted:
+    return plant(tmp_path / "ratings.h5")
+
+
+@pytest.fixture
+def sabotaged(tmp_path):
+    """A function that gives the environment in which a rank does something stupid in the third epoch, and maybe a script."""
+
+    def environment(rank: int, deed: str, script: str = "") -> dict[str, str]:
+        folder = tmp_path / "sabotage"
+        folder.mkdir()
+        text = SABOTAGE.format(rank=rank, deed=deed) + (SCRIPT.format(script=script) if script else "")
+        (folder / "sitecustomize.py").write_text(text)
+        return {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}"}
+
+    return environment
+
+
+def assert_one_sentence(done, code: int, sentence: str) -> None:
+    """The exit code, the sentence once, nothing else of mfpar's or Python's."""
+    everything = done.stdout + done.stderr
+    assert done.returncode == code, everything
+    assert everything.count(sentence) == 1, everything
+    assert everything.count("mfpar: error: ") == 1, everything
+    assert "Traceback" not in everything
+
+
+def left_in(folder: Path) -> list[str]:
+    """Names of all files below a folder, but for those of the test itself."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and "sabotage" not in path.parts)
+
+
+def test_what_a_launcher_says():
+    assert expected_size({}) == (1, "")
+    assert expected_size({"OMPI_COMM_WORLD_SIZE": "4", "SLURM_NTASKS": "8"}) == (4, "OMPI_COMM_WORLD_SIZE")
+    assert expected_size({"PMI_SIZE": "3"}) == (3, "PMI_SIZE")
+    assert expected_size({"PMI_SIZE": "1"}) == (1, "PMI_SIZE")
+    assert expected_size({"PMI_SIZE": "(null)"}) == (1, "")
+    # A batch script runs once, the tasks of srun's steps as often as it says.
+    assert expected_size({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}) == (1, "")
+    assert expected_size({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}) == (4, "SLURM_NTASKS")
+    assert launched_rank({}) == 0
+    assert launched_rank({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}) == 2
+    assert launched_rank({"PMI_SIZE": "4", "PMI_RANK": "3"}) == 3
+    assert launched_rank({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}) == 1
+    assert launched_rank({"SLURM_PROCID": "1"}) == 0
+
+
+def test_one_rank_alone():
+    comm = adopt(None)
+    assert isinstance(comm, Serial)
+    assert (comm.rank, comm.size, comm.gather(5)) == (0, 1, [5])
+    with pytest.raises(KeyError), comm.guard():
+        raise KeyError
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"])
+def test_a_launcher_of_another_library_is_told_apart(data, run_cli, variable, tmp_path):
+    done = run_cli("train", data.path, "-o", "model.h5", environment={variable: "3"}, timeout=SOON)
+    assert_one_sentence(done, 2, f"the launcher started 3 ranks ({variable}=3) but MPI (")
+    assert "sees 1: " in done.stderr
+    assert left_in(tmp_path) == ["ratings.h5"]
+
+
+@pytest.mark.parametrize("variable", ["PMI_SIZE", "SLURM_NTASKS"])
+def test_a_launcher_of_one_is_no_obstacle(data, run_cli, variable):
+    done = run_cli("train", data.path, "-o", "model.h5", "--epochs", 1, environment={variable: "1"}, timeout=SOON)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parallel(nprocs=3)
+def test_ranks_exchange_messages_and_fail_together():
+    from mpi4py import MPI
+
+    from mfpar.parallel.mpi import Mpi
+
+    comm = Mpi(MPI.COMM_WORLD)
+    with comm.guard():
+        assert (comm.rank, comm.size) == (MPI.COMM_WORLD.rank, 3)
+        assert comm.gather({"rank": comm.rank, "text": "ü" * comm.rank}) == [
+            {"rank": rank, "text": "ü" * rank} for rank in range(3)
+        ]
+        above, below = (comm.rank - 1) % 3, (comm.rank + 1) % 3
+        # Longer than what MPI sends without asking the receiver; two with one tag, which keep their order.
+        sent = [np.full(1 << 20, 10 * comm.rank + k, np.float32) for k in range(3)]
+        got = [np.zeros(1 << 20, np.float32) for _ in range(3)]
+        tags = (0, 0, 7)
+        flights = [
+            comm.start([Message(s, above, tag)], [Message(g, below, tag)])
+            for s, g, tag in zip(sent, got, tags, strict=True)
+        ]
+        until = time.monotonic() + SOON
+        while not all(flight._done for flight in flights) and time.monotonic() < until:
+            time.sleep(0.01)  # without a call into MPI from here, as a kernel would run
+        for k, (flight, array) in enumerate(zip(flights, got, strict=True)):
+            assert flight._done
+            flight.wait()
+            assert flight.arrived()
+            assert (array == 10 * below + k).all()
+        assert comm.bytes_sent == 3 * (4 << 20)
+        before = comm.seconds_waiting
+        comm.wait_until(lambda waits=iter(range(20)): next(waits) == 9)
+        assert comm.seconds_waiting > before
+
+    _a_known_error_reaches_those_who_wait_in_a_gather(Mpi(MPI.COMM_WORLD))
+    _an_unknown_error_reaches_those_who_wait_for_a_message(Mpi(MPI.COMM_WORLD))
+    _an_error_reaches_those_who_are_done(Mpi(MPI.COMM_WORLD))
+    _several_errors_at_once_are_each_ones_own(Mpi(MPI.COMM_WORLD))
+    with Mpi(MPI.COMM_WORLD).guard():
+        pass
+
+
+def _a_known_error_reaches_those_who_wait_in_a_gather(comm):
+    with pytest.raises(StorageError, match=r"^disk 1 is full$"), comm.guard():
+        if comm.rank == 1:
+            raise StorageError("disk 1 is full")
+        comm.gather(None)
+
+
+def _an_unknown_error_reaches_those_who_wait_for_a_message(comm):
+    expected = (ValueError, "^boom$") if comm.rank == 2 else (RankError, "^rank 2 failed: ValueError: boom$")
+    with pytest.raises(expected[0], match=expected[1]), comm.guard():
+        if comm.rank == 2:
+            raise ValueError("boom")
+        comm.start([], [Message(np.zeros(5, np.float32), 2, 0)]).wait()
+
+
+def _an_error_reaches_those_who_are_done(comm):
+    with pytest.raises(ConfigError, match="^late$"), comm.guard():
+        if comm.rank == 0:
+            time.sleep(0.2)
+            raise ConfigError("late")
+
+
+def _several_errors_at_once_are_each_ones_own(comm):
+    with pytest.raises(ConfigError, match=f"^from {comm.rank}$" if comm.rank else "^from [12]$"), comm.guard():
+        if comm.rank:
+            raise ConfigError(f"from {comm.rank}")
+        comm.gather(None)
+
+
+def test_an_error_of_one_rank_ends_the_job(data, run_cli, sabotaged, tmp_path):
+    bad = sabotaged(1, 'raise ValueError("injected")')
+    done = run_cli("train", data.path, "-o", "model.h5", ranks=3, environment=bad, timeout=SOON)
+    assert_one_sentence(done, 1, "mfpar: error: rank 1 failed: ValueError: injected")
+    assert left_in(tmp_path) == ["ratings.h5"]
+
+
+def test_the_death_of_one_rank_ends_the_job(data, run_cli, sabotaged, tmp_path):
+    bad = sabotaged(1, "os.kill(os.getpid(), 9)")
+    done = run_cli("train", data.path, "-o", "model.h5", "--ranks", 3, environment=bad, timeout=SOON)
+    assert_one_sentence(done, 1, "mfpar: error: the ranks ended with exit code ")
+    assert left_in(tmp_path) == ["ratings.h5"]
+
+
+def test_an_error_that_a_script_does_not_catch_ends_the_job(data, run_cli, sabotaged, tmp_path):
+    script = f"mfpar.factorize({str(data.path)!r}, comm=MPI.COMM_WORLD, factors=8, output='model.h5')"
+    bad = sabotaged(2, 'raise ValueError("injected")', script)
+    done = run_cli(ranks=3, environment=bad, timeout=SOON)
+    assert done.returncode == 1
+    assert "mfpar: error" not in done.stderr
+    assert done.stderr.count("\nValueError: injected\n") == 1
+    assert "RankError" not in done.stderr or "\nmfpar.errors.RankError: rank 2 failed: ValueError: injected\n" in done.stderr
+    assert left_in(tmp_path) == ["ratings.h5"]
+
+
+@pytest.mark.parametrize("starter", ["mpirun", "--ranks"])
+def test_damage_that_one_rank_meets_ends_the_job(data, run_cli, tmp_path, starter):
+    with h5py.File(data.path) as file:
+        values, offsets = file["train/values"], file["train/offsets"][()]
+        assert values.id.get_num_chunks() == 1
+        # Of the last row-block, which belongs to the last rank.
+        at = values.id.get_chunk_info(0).byte_offset + 4 * int(offsets[7 * 8])
+    damaged = bytearray(data.path.read_bytes())
+    damaged[at] ^= 1
+    data.path.write_bytes(damaged)
+    how = {"ranks": 3} if starter == "mpirun" else {}
+    more = [] if starter == "mpirun" else ["--ranks", 3]
+    done = run_cli("train", data.path, "-o", "model.h5", *more, **how, timeout=SOON)
+    sentence = f"mfpar: error: {data.path}: is damaged in the train ratings of row-block 7; convert again"
+    assert_one_sentence(done, 1, sentence)
+    assert left_in(tmp_path) == ["ratings.h5"]
+
+
+def test_what_all_ranks_refuse_is_said_once(data, run_cli, tmp_path):
+    done = run_cli("train", data.path, "-o", "model.h5", ranks=9, timeout=SOON)
+    assert_one_sentence(done, 2, "9 ranks for a grid of 8: at most 8 can take part")
+    assert left_in(tmp_path) == ["ratings.h5"]
+
+
+def test_a_missing_file_is_said_once(run_cli, tmp_path):
+    done = run_cli("train", "missing.h5", "-o", "model.h5", ranks=2, timeout=SOON)
+    assert_one_sentence(done, 1, "mfpar: error: missing.h5: no such file")
+    assert left_in(tmp_path) == []
+
+
+def test_what_the_first_rank_refuses_is_said_once(data, run_cli, tmp_path):
+    (tmp_path / "model.h5").write_text("precious")
+    done = run_cli("train", data.path, "-o", "model.h5", ranks=2, timeout=SOON)
+    assert_one_sentence(done, 2, "mfpar: error: model.h5: exists already; ")
+    assert (tmp_path / "model.h5").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [(("--factors", "many"), "argument --factors: invalid int value: 'many'"), (("--factors", 0), "factors=0: expected ")],
+)
+def test_a_bad_option_is_said_once(data, run_cli, options, complaint):
+    done = run_cli("train", data.path, "-o", "model.h5", *options, ranks=2, timeout=SOON)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == done.stderr.count(complaint) == 1
