@@ -60,7 +60,44 @@ def predict(p_side: Side, q_side: Side, row: int, col: int, base: float) -> floa
     return base + (p_side.bias[row] + q_side.bias[col] if p_side.bias else 0.0) + product
 
 
-def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+def update_exactly(
+    P: np.ndarray,
+    Q: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    s: np.ndarray | None,
+    t: np.ndarray | None,
+    ratings: list[Rating],
+    *constants: np.float32,
+) -> None:
+    """`update` with the roundings of `mfpar.kernels.update`, in place, with biases.
+
+    Parameters
+    ----------
+    P, Q : float32[rows, stride]
+    b, c : float32[rows]
+    s, t : float32[rows] or None
+        AdaGrad's sums.
+    constants : base, lr, reg and 1 / factors
+    """
+    base, lr, reg, share = constants
+    one, two, zero = np.float32(1), np.float32(2), np.float32(0)
+    p_rate = q_rate = lr
+    for i, j, value in ratings:
+        p, q, b_old, c_old = P[i].copy(), Q[j].copy(), b[i], c[j]
+        product = dot(p, q)
+        e = ((np.float32(value) - base) - (b_old + c_old)) - product
+        if s is not None and t is not None:
+            p_norm, q_norm, cross = dot(p, p), dot(q, q), two * reg * e * product
+            s[i] += share * max(reg * reg * p_norm - cross + e * e * q_norm, zero)
+            t[j] += share * max(reg * reg * q_norm - cross + e * e * p_norm, zero)
+            p_rate, q_rate = lr / np.sqrt(s[i]), lr / np.sqrt(t[j])
+        b[i], c[j] = b_old + p_rate * (e - reg * b_old), c_old + q_rate * (e - reg * c_old)
+        P[i] = fma(q, p_rate * e, p * (one - p_rate * reg))
+        Q[j] = fma(p, q_rate * e, q * (one - q_rate * reg))
+
+
+def fma(x: np.ndarray, y: np.ndarray | np.float32, z: np.ndarray) -> np.ndarray:
     """x·y + z of float32 arrays, rounded once.
 
     The product of two float32 is exact in float64. Their sum with z is rounded to odd (Boldo, Melquiond: Emulation of

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mfpar.blockfile import Header
-from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.grid import Grid, balanced_cuts
+from mfpar.ratings.blockwriter import BlockedWriter
 
 UNKNOWN = -1  # in `Ratings`: a row or column that training has not seen
 
@@ -74,12 +74,22 @@ def plant(
     held = [everything[count:], strange]
     heldout = Ratings(*(np.concatenate([getattr(part, name) for part in held]) for name in ("rows", "cols", "values")))
     row_ids, col_ids = rng.permutation(10 * rows)[:rows], rng.permutation(10 * cols)[:cols]
-    cuts = Grid(*(balanced_cuts(np.bincount(x, minlength=n), grid) for x, n in ((train.rows, rows), (train.cols, cols))))
+    cuts = Grid(
+        *(balanced_cuts(np.bincount(x, minlength=n), grid) for x, n in ((train.rows, rows), (train.cols, cols)))
+    )
     header = Header(
-        rows=rows, cols=cols, ratings=count, test_ratings=test + unknown, test_unknown=unknown,
-        duplicates=0, seed=seed, streams=1,
-        mean=float(train.values.mean(dtype=float)), deviation=float(train.values.std(dtype=float)),
-        minimum=float(train.values.min()), maximum=float(train.values.max()),
+        rows=rows,
+        cols=cols,
+        ratings=count,
+        test_ratings=test + unknown,
+        test_unknown=unknown,
+        duplicates=0,
+        seed=seed,
+        streams=1,
+        mean=float(train.values.mean(dtype=float)),
+        deviation=float(train.values.std(dtype=float)),
+        minimum=float(train.values.min()),
+        maximum=float(train.values.max()),
     )
     write(path, cuts, header, row_ids, col_ids, {"train": train, "test": heldout})
     return Planted(path, cuts, header, row_ids, col_ids, train, heldout, noise * spread)

@@ -1,5 +1,7 @@
 """Law 1, the arithmetic: who owns what, who meets whom when."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,7 +54,7 @@ def test_spans_are_contiguous_and_even_and_owner_finds_them(count, parts):
     spans = [span(count, parts, part) for part in range(parts)]
     assert spans[0][0] == 0
     assert spans[-1][1] == count
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
     lengths = [last - first for first, last in spans]
     assert max(lengths) - min(lengths) <= 1
     for part, (first, last) in enumerate(spans):
@@ -67,11 +69,13 @@ def test_cuts_leave_no_block_empty_and_come_near_the_mean(counts, data):
     assert cuts[-1] == len(counts)
     assert (np.diff(cuts) >= 1).all()
     held = np.add.reduceat(np.array(counts, object), cuts[:-1])
-    # A cut is within half of its row's ratings of where it should be; where rows are few, so that cuts coincide, a
-    # block may have less, never more than that.
-    if grid * max(counts) <= sum(counts):
-        assert max(held) <= sum(counts) / grid + max(counts)
     assert sum(held) == sum(counts)
+    if grid * max(counts) < sum(counts):  # then no two cuts want the same place
+        after = np.concatenate(([0], np.cumsum(np.array(counts, object))))
+        for b, cut in enumerate(cuts.tolist()):
+            # In whole numbers: how far, times the grid, each place is from where the cut should be.
+            away = abs(after * grid - b * sum(counts))
+            assert away[cut] == min(away)
 
 
 def test_cuts_balance_skewed_rows():

@@ -46,7 +46,9 @@ class Blocks:
     def ratings(self, i):
         """The ratings of the block that row-block i meets."""
         inside = slice(*self.offsets[i, self.met[i] : self.met[i] + 2])
-        return list(zip(self.rows[inside].tolist(), self.cols[inside].tolist(), self.values[inside].tolist(), strict=True))
+        return list(
+            zip(self.rows[inside].tolist(), self.cols[inside].tolist(), self.values[inside].tolist(), strict=True)
+        )
 
     def side(self, slots, sizes, index):
         """A block as lists, its last row the stranger."""
@@ -60,7 +62,9 @@ class Blocks:
 def make(factors, biases, adagrad, dtypes=(np.uint16, np.uint16), per_block=70):
     """Blocks of random ratings and factors, the strangers' too; order inside a block is random, and repeats occur."""
     rng = np.random.default_rng(factors)
-    layout = Layout.of(ModelConfig(factors=factors, biases=biases), TrainConfig(optimizer="adagrad" if adagrad else "sgd"))
+    layout = Layout.of(
+        ModelConfig(factors=factors, biases=biases), TrainConfig(optimizer="adagrad" if adagrad else "sgd")
+    )
     slots = []
     for name, sizes in (("rows", ROW_SIZES), ("cols", COL_SIZES)):
         side = Slots([layout.floats(size) for size in sizes])
@@ -106,13 +110,34 @@ def test_update_equals_its_twin(factors, biases, adagrad):
         np.testing.assert_allclose(sums[i], (squares, total), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("adagrad", [False, True], ids=["sgd", "adagrad"])
+@pytest.mark.parametrize("factors", [7, 32, 100])
+def test_update_rounds_as_its_twin_does(factors, adagrad):
+    blocks, twin = make(factors, True, adagrad), make(factors, True, adagrad)
+    layout, stride = blocks.layout, blocks.layout.stride
+    for i, met in enumerate(twin.met):
+        sides = []
+        for slots, sizes, index in ((twin.p, ROW_SIZES, i), (twin.q, COL_SIZES, met)):
+            block, size = slots[index], sizes[index]
+            sums = layout.state(block, size)[0] if adagrad else None
+            sides.append((block[: size * stride].reshape(size, stride), layout.bias(block, size), sums))
+        arrays = [array for pair in zip(*sides, strict=True) for array in pair]
+        naive.update_exactly(*arrays, twin.ratings(i), BASE, RATE, REG, np.float32(1 / factors))
+    blocks.call(update_of(blocks, factors, True, adagrad), 0, 3, BASE, RATE, REG)
+    np.testing.assert_array_equal(blocks.p.buffer, twin.p.buffer)
+    np.testing.assert_array_equal(blocks.q.buffer, twin.q.buffer)
+
+
 @pytest.mark.parametrize(("factors", "biases"), [*((factors, True) for factors in FACTORS), (8, False), (100, False)])
 def test_score_equals_its_twin_and_changes_nothing(factors, biases):
     blocks = make(factors, biases, False)
     # In a held-out part the index one past the last is the stranger.
     for i, met in enumerate(blocks.met):
         if blocks.offsets[i, met] < blocks.offsets[i, met + 1]:
-            blocks.rows[blocks.offsets[i, met]], blocks.cols[blocks.offsets[i, met + 1] - 1] = ROW_SIZES[i], COL_SIZES[met]
+            blocks.rows[blocks.offsets[i, met]], blocks.cols[blocks.offsets[i, met + 1] - 1] = (
+                ROW_SIZES[i],
+                COL_SIZES[met],
+            )
     before = blocks.p.buffer.copy(), blocks.q.buffer.copy()
     kernel = score_kernel(blocks.layout.stride, biases, "uint16", "uint16")
     sums = blocks.call(kernel, 0, 3, BASE)
@@ -170,8 +195,12 @@ def test_only_what_is_rated_changes(factors, adagrad):
             rated = {rating[name == "q"] for rating in blocks.ratings(row_block)} if row_block < 2 else set()
             assert changed == sorted(rated)
             np.testing.assert_array_equal(lanes[size], old[size * stride :][:stride])
-            assert np.flatnonzero(blocks.layout.bias(block, size) != blocks.layout.bias(old, size)).tolist() == sorted(rated)
-            for new_sums, old_sums in zip(blocks.layout.state(block, size), blocks.layout.state(old, size), strict=True):
+            assert np.flatnonzero(blocks.layout.bias(block, size) != blocks.layout.bias(old, size)).tolist() == sorted(
+                rated
+            )
+            for new_sums, old_sums in zip(
+                blocks.layout.state(block, size), blocks.layout.state(old, size), strict=True
+            ):
                 assert np.flatnonzero(new_sums != old_sums).tolist() == sorted(rated)
 
 
@@ -197,7 +226,9 @@ def test_row_operations_round_as_the_twin_does(stride):
     out = np.empty(3 * stride + 1, np.float32)
     fused_matters = 0
     for spread in (0, 1, 4, 12) * 10:
-        x, y = ((rng.normal(size=stride) * 10.0 ** rng.uniform(-spread, spread, stride)).astype(np.float32) for _ in "xy")
+        x, y = (
+            (rng.normal(size=stride) * 10.0 ** rng.uniform(-spread, spread, stride)).astype(np.float32) for _ in "xy"
+        )
         scalar = np.float32(rng.normal())
         operations(x, y, scalar, out)
         copy, scaled, added = out[:-1].reshape(3, stride)
@@ -213,7 +244,10 @@ def test_row_operations_round_as_the_twin_does(stride):
 
 def test_the_twin_of_fused_multiply_add_rounds_once():
     tiny, one = np.float32(2**-24), np.float32(1)
-    x, y = np.array([1 + 2**-12, 1 + 2**-12, 3, tiny], np.float32), np.array([1 + 2**-12, 1 - 2**-12, 5, tiny], np.float32)
+    x, y = (
+        np.array([1 + 2**-12, 1 + 2**-12, 3, tiny], np.float32),
+        np.array([1 + 2**-12, 1 - 2**-12, 5, tiny], np.float32),
+    )
     z = np.array([-1 - 2**-11, -1, 7, one], np.float32)
     np.testing.assert_array_equal(naive.fma(x, y, z), np.array([2**-24, -(2**-24), 22, 1], np.float32))
     # A little less than halfway from an odd float32 to the next, by less than float64 can tell: rounding twice goes up.

@@ -1,6 +1,8 @@
 """Law 6: whatever fails on one rank ends the job soon, with one sentence; and what ranks say to each other."""
 
+import itertools
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def data(tmp_path) -> Planted:
 
 @pytest.fixture
 def sabotaged(tmp_path):
-    """A function that gives the environment in which a rank does something stupid in the third epoch, and maybe a script."""
+    """A function that gives the environment in which a rank does something stupid, and perhaps runs a script."""
 
     def environment(rank: int, deed: str, script: str = "") -> dict[str, str]:
         folder = tmp_path / "sabotage"
@@ -111,7 +113,7 @@ def test_a_launcher_of_one_is_no_obstacle(data, run_cli, variable):
 
 
 @pytest.mark.parallel(nprocs=3)
-def test_ranks_exchange_messages_and_fail_together():
+def test_ranks_exchange_messages_and_fail_together(tmp_path):
     from mpi4py import MPI
 
     from mfpar.parallel.mpi import Mpi
@@ -141,44 +143,81 @@ def test_ranks_exchange_messages_and_fail_together():
             assert (array == 10 * below + k).all()
         assert comm.bytes_sent == 3 * (4 << 20)
         before = comm.seconds_waiting
-        comm.wait_until(lambda waits=iter(range(20)): next(waits) == 9)
+        polls = itertools.count()
+        comm.wait_until(lambda: next(polls) == 9)
         assert comm.seconds_waiting > before
 
     _a_known_error_reaches_those_who_wait_in_a_gather(Mpi(MPI.COMM_WORLD))
     _an_unknown_error_reaches_those_who_wait_for_a_message(Mpi(MPI.COMM_WORLD))
     _an_error_reaches_those_who_are_done(Mpi(MPI.COMM_WORLD))
     _several_errors_at_once_are_each_ones_own(Mpi(MPI.COMM_WORLD))
+    _nobody_leaves_before_all_have_cleaned_up(Mpi(MPI.COMM_WORLD), MPI.COMM_WORLD.bcast(tmp_path / "cleaned"))
     with Mpi(MPI.COMM_WORLD).guard():
         pass
 
 
+def _guarded(comm, body):
+    with comm.guard():
+        body()
+
+
 def _a_known_error_reaches_those_who_wait_in_a_gather(comm):
-    with pytest.raises(StorageError, match=r"^disk 1 is full$"), comm.guard():
+    def body():
         if comm.rank == 1:
             raise StorageError("disk 1 is full")
         comm.gather(None)
 
+    with pytest.raises(StorageError, match=r"^disk 1 is full$"):
+        _guarded(comm, body)
+
 
 def _an_unknown_error_reaches_those_who_wait_for_a_message(comm):
-    expected = (ValueError, "^boom$") if comm.rank == 2 else (RankError, "^rank 2 failed: ValueError: boom$")
-    with pytest.raises(expected[0], match=expected[1]), comm.guard():
+    def body():
         if comm.rank == 2:
             raise ValueError("boom")
         comm.start([], [Message(np.zeros(5, np.float32), 2, 0)]).wait()
 
+    expected = (ValueError, "^boom$") if comm.rank == 2 else (RankError, "^rank 2 failed: ValueError: boom$")
+    with pytest.raises(expected[0], match=expected[1]):
+        _guarded(comm, body)
+
 
 def _an_error_reaches_those_who_are_done(comm):
-    with pytest.raises(ConfigError, match="^late$"), comm.guard():
+    def body():
         if comm.rank == 0:
             time.sleep(0.2)
             raise ConfigError("late")
 
+    with pytest.raises(ConfigError, match=r"^late$"):
+        _guarded(comm, body)
+
 
 def _several_errors_at_once_are_each_ones_own(comm):
-    with pytest.raises(ConfigError, match=f"^from {comm.rank}$" if comm.rank else "^from [12]$"), comm.guard():
+    def body():
         if comm.rank:
             raise ConfigError(f"from {comm.rank}")
         comm.gather(None)
+
+    with pytest.raises(ConfigError, match=f"^from {comm.rank}$" if comm.rank else "^from [12]$"):
+        _guarded(comm, body)
+
+
+def _nobody_leaves_before_all_have_cleaned_up(comm, cleaned):
+    """Whoever leaves may end the job, and with it the others."""
+
+    def body():
+        if comm.rank == 1:
+            raise ConfigError("at once")
+        try:
+            comm.gather(None)
+        finally:
+            if comm.rank == 2:
+                time.sleep(0.5)
+                cleaned.touch()
+
+    with pytest.raises(ConfigError, match=r"^at once$"):
+        _guarded(comm, body)
+    assert cleaned.exists()
 
 
 def test_an_error_of_one_rank_ends_the_job(data, run_cli, sabotaged, tmp_path):
@@ -202,8 +241,28 @@ def test_an_error_that_a_script_does_not_catch_ends_the_job(data, run_cli, sabot
     assert done.returncode == 1
     assert "mfpar: error" not in done.stderr
     assert done.stderr.count("\nValueError: injected\n") == 1
-    assert "RankError" not in done.stderr or "\nmfpar.errors.RankError: rank 2 failed: ValueError: injected\n" in done.stderr
+    assert (
+        "RankError" not in done.stderr
+        or "\nmfpar.errors.RankError: rank 2 failed: ValueError: injected\n" in done.stderr
+    )
     assert left_in(tmp_path) == ["ratings.h5"]
+
+
+# What a full disk is like, for this process: no file may grow beyond so many bytes.
+FULL_DISK = """
+            import resource, signal
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits files as Linux does")
+@pytest.mark.parametrize(("ranks", "failing"), [(None, 0), (3, 1)])
+def test_a_full_disk_of_one_rank_leaves_nothing(data, run_cli, sabotaged, tmp_path, ranks, failing):
+    bad = sabotaged(failing, FULL_DISK)
+    done = run_cli("train", data.path, "-o", "model.h5", ranks=ranks, environment=bad, timeout=SOON)
+    assert_one_sentence(done, 1, ": could not be written: File too large; nothing was left behind")
+    assert left_in(tmp_path) == ["ratings.h5"]
+    assert not (tmp_path / "model.shards").exists()
 
 
 @pytest.mark.parametrize("starter", ["mpirun", "--ranks"])
@@ -224,9 +283,10 @@ def test_damage_that_one_rank_meets_ends_the_job(data, run_cli, tmp_path, starte
     assert left_in(tmp_path) == ["ratings.h5"]
 
 
-def test_what_all_ranks_refuse_is_said_once(data, run_cli, tmp_path):
-    done = run_cli("train", data.path, "-o", "model.h5", ranks=9, timeout=SOON)
-    assert_one_sentence(done, 2, "9 ranks for a grid of 8: at most 8 can take part")
+def test_what_all_ranks_refuse_is_said_once(run_cli, tmp_path):
+    plant(tmp_path / "ratings.h5", grid=2)
+    done = run_cli("train", "ratings.h5", "-o", "model.h5", ranks=3, timeout=SOON)
+    assert_one_sentence(done, 2, "mfpar: error: 3 ranks for a grid of 2: at most 2 can take part; ")
     assert left_in(tmp_path) == ["ratings.h5"]
 
 
@@ -245,7 +305,10 @@ def test_what_the_first_rank_refuses_is_said_once(data, run_cli, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
-    [(("--factors", "many"), "argument --factors: invalid int value: 'many'"), (("--factors", 0), "factors=0: expected ")],
+    [
+        (("--factors", "many"), "argument --factors: invalid int value: 'many'"),
+        (("--factors", 0), "factors=0: expected "),
+    ],
 )
 def test_a_bad_option_is_said_once(data, run_cli, options, complaint):
     done = run_cli("train", data.path, "-o", "model.h5", *options, ranks=2, timeout=SOON)

@@ -127,10 +127,11 @@ def test_centring_changes_no_prediction_and_makes_the_average_zero(data, monkeyp
         monkeypatch.undo()
     np.testing.assert_allclose(moved["after"][0], moved["before"][0], atol=2e-6)
     P, b, Q, c = moved["after"][1]
-    for rows, bias, ratings in ((P, b, counts[0]), (Q, c, counts[1])):
-        assert np.abs(ratings @ rows / ratings.sum()).max() < 1e-6
-        assert np.abs(moved["before"][1][0]).max() > 1e-2
-    assert (counts[0] @ b + counts[1] @ c) / counts[0].sum() == pytest.approx(counts[0] @ b / counts[0].sum() * 2, abs=1e-5)
+    for rows, before, ratings in ((P, moved["before"][1][0], counts[0]), (Q, moved["before"][1][2], counts[1])):
+        assert np.abs(ratings @ rows / ratings.sum()).max() < 1e-6 < np.abs(ratings @ before / ratings.sum()).max()
+    assert (counts[0] @ b + counts[1] @ c) / counts[0].sum() == pytest.approx(
+        counts[0] @ b / counts[0].sum() * 2, abs=1e-5
+    )
 
 
 def test_train_rmse_is_that_of_the_errors_met_on_the_way(data, fits):

@@ -24,8 +24,9 @@ from mfpar.kernels.compile import compiled
 from mfpar.kernels.vector import add_scaled, dot, load, prefetch, scale, store
 
 # How far ahead to ask for memory, in ratings: for the arrays of ratings (which the hardware's prefetcher loses at every
-# 4 KB) and for the rows of P. Asking changes no bit.
-FAR, NEAR, PER_LINE = 512, 32, 16
+# 4 KB) and for the rows of P. The rows of Q, which come in no order, are asked for at the start of a block, unless it
+# has too few ratings to need most of them. Asking changes no bit.
+FAR, NEAR, PER_LINE = 512, 64, 16
 
 
 @functools.cache
@@ -85,8 +86,11 @@ def update_kernel(
             p_block, q_block = p_starts[i], q_starts[i]
             b_block, c_block = p_block + p_counts[i] * stride, q_block + q_counts[i] * stride
             squares = total = 0.0
-            end = offsets[i, met[i] + 1]
-            for t in range(offsets[i, met[i]], end):
+            begin, end = offsets[i, met[i]], offsets[i, met[i] + 1]
+            if end - begin > q_counts[i]:
+                for col in range(q_counts[i]):
+                    prefetch(Q, q_block + col * stride, stride)
+            for t in range(begin, end):
                 if t % PER_LINE == 0:
                     prefetch(rows, t + FAR, 1)
                     prefetch(cols, t + FAR, 1)

@@ -101,7 +101,8 @@ class Mpi:
         name = type(error).__name__ if known else "RankError"
         text = str(error) if known else f"rank {self.rank} failed: {type(error).__name__}: {error}"
         notice = json.dumps([name, text]).encode()
-        self._notified = notice, [self._notices.Isend(notice, peer, 0) for peer in range(self.size) if peer != self.rank]
+        others = [peer for peer in range(self.size) if peer != self.rank]
+        self._notified = notice, [self._notices.Isend(notice, peer, 0) for peer in others]
 
     def _part(self) -> None:
         """Wait until every rank has left the guard, so that the end of one cuts off no other while that cleans up."""
