@@ -42,7 +42,7 @@ class Mpi:
         self._notices = comm.Dup()
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
-        self.library: str = MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
+        self.library: str = " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split())
         self.seconds_waiting = 0.0
         self.bytes_sent = 0
         self._failed = False
