@@ -16,7 +16,7 @@ from mfpar.atomic import refuse_existing, storage_errors
 from mfpar.blockfile import BlockedFile, Header
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.report import EpochReport, describe_run
-from mfpar.engine.training import Training
+from mfpar.engine.training import Training, require_places
 from mfpar.model.model import Model
 from mfpar.model.opening import open_model
 from mfpar.model.saving import save_model
@@ -124,6 +124,8 @@ def factorize(
 
     with team.guard(), contextlib.ExitStack() as cleaning:
         target, folder = _place(output, team, cleaning)
+        if team.rank == 0:
+            refuse_existing(target, force, _paths(ratings))  # before a conversion that may take long
         source = _blocked(ratings, team, target, cleaning)
         if ranks is None:
             train_file(source, target, model, train, team, listen, log=log, force=force)
@@ -134,6 +136,7 @@ def factorize(
         if folder:
             cleaning.pop_all()
             weakref.finalize(opened, shutil.rmtree, folder, ignore_errors=True)
+    team.close()
     return opened
 
 
@@ -165,7 +168,7 @@ def train_file(
     """
     output = Path(output)
     if comm.rank == 0:
-        refuse_existing(output, force)
+        _refuse_outputs(Path(path), output, log, force)
     curve: list[Event] = []
     with BlockedFile(path) as file, contextlib.ExitStack() as closing:
         lines = closing.enter_context(_log_file(log)) if log and comm.rank == 0 else None
@@ -210,6 +213,9 @@ def train_on_ranks(
     """`train_file` on `ranks` ranks that mpirun starts on this machine; raises what they raise. Local."""
     if ranks < 1:
         raise errors.ConfigError(f"ranks={ranks}: expected an integer ≥ 1")
+    _refuse_outputs(Path(path), Path(output), log, force)
+    with BlockedFile(path) as file:
+        require_places(file.grid.size, ranks)
     failure: list[Exception] = []
 
     def on_line(line: str) -> None:
@@ -265,12 +271,35 @@ def _blocked(ratings: Any, comm: Communicator, target: Path, cleaning: contextli
     return path
 
 
+def _paths(ratings: Any) -> list[Path]:
+    """The files that a source names by path."""
+    return [
+        Path(one)
+        for one in (ratings if isinstance(ratings, list | tuple) else [ratings])
+        if isinstance(one, str | Path)
+    ]
+
+
+def _refuse_outputs(path: Path, output: Path, log: str | Path | None, force: bool) -> None:
+    """A model or a log must not replace the ratings, nor one the other."""
+    refuse_existing(output, force, [path])
+    if log is not None:
+        if Path(log).absolute() == output.absolute():
+            raise errors.OutputExistsError(f"{log}: is wanted for the model and for the log; choose two names")
+        if not Path(log).exists() or Path(log).is_file():  # a log may go to a pipe or a device, and begins anew
+            refuse_existing(Path(log), True, [path])
+
+
 @contextlib.contextmanager
 def _log_file(path: str | Path) -> Iterator[TextIO]:
-    with contextlib.ExitStack() as closing:
-        with storage_errors(Path(path)):
-            file = closing.enter_context(Path(path).open("w", encoding="utf-8"))
+    """Open a log; only errors of the log itself become StorageError."""
+    with storage_errors(Path(path)):
+        file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closed below
+    try:
         yield file
+    finally:
+        with storage_errors(Path(path)):
+            file.close()
 
 
 def _crowded(grid: int, ranks: int) -> str:

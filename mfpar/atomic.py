@@ -6,25 +6,37 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mfpar.errors import OutputExistsError, StorageError
 
 
-def refuse_existing(path: Path, force: bool) -> None:
+def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Check, before any work, that an output can be written where it is wanted.
+
+    Parameters
+    ----------
+    path : Path
+    force : bool
+        Whether a file there may be replaced.
+    inputs : Paths
+        What is being read, which no output may replace.
 
     Raises
     ------
     OutputExistsError
-        `path` exists and `force` is not set.
+        `path` exists and `force` is not set, or it is one of the inputs.
     StorageError
-        Its folder is missing or can't be written to, or `path` is a folder.
+        Its folder is missing or can't be written to, or `path` is a folder or another thing that is no file.
     """
     if path.is_dir():
         raise StorageError(f"{path}: is a folder; name a file to write")
+    if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+        raise OutputExistsError(f"{path}: is also an input; choose another name for the output")
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path}: is not a regular file; name a file to write")
     if path.exists() and not force:
         raise OutputExistsError(
             f"{path}: exists already; choose another name, or overwrite it with --force (force=True)"

@@ -135,9 +135,8 @@ class BlockedFile:
     def _read_header(self) -> None:
         attributes = self._file.attrs
         if attributes.get("format") != FORMAT:
-            raise FormatError(
-                f"{self.path}: is HDF5 but not a blocked ratings file of mfpar; make one with mfpar convert"
-            )
+            kind = f"is a file of kind {attributes['format']!r}" if "format" in attributes else "is HDF5"
+            raise FormatError(f"{self.path}: {kind}, not a blocked ratings file of mfpar; make one with mfpar convert")
         if attributes["version"] != VERSION:
             raise FormatError(
                 f"{self.path}: has format version {attributes['version']}, this mfpar reads {VERSION}; convert again"

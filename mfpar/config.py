@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mfpar.errors import ConfigError
 
 DEFAULT_RATES = {"sgd": 0.02, "adagrad": 0.05}
@@ -33,6 +35,9 @@ class _Checked:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
+            if isinstance(value, np.generic):  # as notebooks have them
+                value = value.item()
+                object.__setattr__(self, field.name, value)
             if not field.metadata["holds"](value):
                 raise ConfigError(f"{field.name}={value!r}: expected {field.metadata['expected']}")
 

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfpar.blockfile import Header, digest
-from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.errors import ConfigError, FormatError, OutputExistsError, StorageError, UnknownIdError
 from mfpar.grid import Grid, span
 from mfpar.model import model as model_module
@@ -24,6 +23,7 @@ from mfpar.model import topk
 from mfpar.model.export import export
 from mfpar.model.opening import TABLES, open_model
 from mfpar.model.table import Ids, Table
+from mfpar.ratings.blockwriter import BlockedWriter
 
 M, N, K, G = 23, 17, 5, 4
 ROW_CUTS, COL_CUTS = np.array([0, 5, 11, 20, 23]), np.array([0, 4, 8, 13, 17])

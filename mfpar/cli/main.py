@@ -61,9 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except BrokenPipeError:
-        return 0  # whoever read our output has seen enough
+        if args.run not in (convert.run, train.run):
+            return 0  # whoever read our output has seen enough
+        return _fail("standard output was closed before the end; nothing was written", "StorageError", 1, args)
     except KeyboardInterrupt:
-        return _fail("interrupted", "KeyboardInterrupt", INTERRUPTED, args)
+        return _fail("interrupted", "RankError", INTERRUPTED, args)
     except MfparError as error:
         return _fail(str(error), type(error).__name__, error.exit_code, args)
     except MemoryError as error:

@@ -44,10 +44,11 @@ def run_predict(args: argparse.Namespace) -> None:
 
     model = open_model(args.model)
     count = unknown = 0
-    with _output(args.output, args.force) as out:
+    with _output(args.output, args.force, (args.model, args.pairs)) as out:
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(("user", "item", "prediction"))
         for users, items, _ in read_chunks(args.pairs, args.columns, need_rating=False):
+            if not count:
+                writer.writerow(("user", "item", "prediction"))
             predictions, strange = model.predict_known(users, items)
             texts = (f"{value:.6g}" for value in predictions)
             writer.writerows(zip(users.tolist(), items.tolist(), texts, strict=True))
@@ -85,13 +86,13 @@ def run_export(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _output(path: str | None, force: bool) -> Iterator[TextIO]:
+def _output(path: str | None, force: bool, inputs: tuple[str, ...]) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
     from mfpar.atomic import refuse_existing, replacing
 
-    refuse_existing(Path(path), force)
+    refuse_existing(Path(path), force, map(Path, inputs))
     with replacing(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         yield file
 

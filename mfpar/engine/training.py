@@ -33,6 +33,15 @@ def unit_of(deviation: float) -> float:
     return 4.0 ** (math.frexp(deviation)[1] // 2) if deviation > 0 else 1.0
 
 
+def require_places(grid: int, ranks: int) -> None:
+    """Raise ConfigError where there are more ranks than row-blocks."""
+    if ranks > grid:
+        raise ConfigError(
+            f"{ranks} ranks for a grid of {grid}: at most {grid} can take part; "
+            f"use fewer, or convert with --grid {4 * ranks}"
+        )
+
+
 class Training:
     """The state of a run on one rank: its ratings, its slice of P, and the column-blocks that pass. Collective.
 
@@ -50,11 +59,7 @@ class Training:
 
     def __init__(self, file: BlockedFile, model: ModelConfig, train: TrainConfig, comm: Communicator):
         grid = file.grid
-        if comm.size > grid.size:
-            raise ConfigError(
-                f"{comm.size} ranks for a grid of {grid.size}: at most {grid.size} can take part; "
-                f"use fewer, or convert with --grid {4 * comm.size}"
-            )
+        require_places(grid.size, comm.size)
         self.first, self.last = span(grid.size, comm.size, comm.rank)
         self.layout = Layout.of(model, train)
         self._train, self._comm, self._grid, self._header = train, comm, grid, file.header

@@ -20,12 +20,12 @@ def export(model: Model, path: str | Path, force: bool = False) -> None:
     Raises
     ------
     OutputExistsError
-        `path` exists and `force` is not set.
+        `path` exists and `force` is not set, or it is the model.
     StorageError
         It could not be written; nothing is left behind.
     """
     path = Path(path)
-    refuse_existing(path, force)
+    refuse_existing(path, force, [model.path])
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         for name in ("P", "Q", "row_bias", "col_bias"):
             table = getattr(model, name)

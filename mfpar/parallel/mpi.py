@@ -78,7 +78,14 @@ class Mpi:
             if not self._failed:
                 self._notify(error)
             self._part()
+            self._mover.stop()  # what is still under way never arrives
             raise
+
+    def close(self) -> None:
+        """See `Communicator.close`."""
+        self._mover.stop()
+        self._comm.Free()
+        self._notices.Free()
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """See `Communicator.wait_until`: polls ever more slowly, so that neighbours get the core."""
@@ -145,17 +152,23 @@ class _Mover:
     def __init__(self) -> None:
         self._flights: list[_Flight] = []
         self._wanted = threading.Event()
+        self._stopped = False
         threading.Thread(target=self._run, name="mfpar-mover", daemon=True).start()
 
     def watch(self, flight: _Flight) -> None:
         self._flights.append(flight)
         self._wanted.set()
 
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped = True
+        self._wanted.set()
+
     def _run(self) -> None:
-        while True:
+        while not self._stopped:
             self._wanted.wait()
             self._wanted.clear()
-            while self._flights:
+            while self._flights and not self._stopped:
                 time.sleep(PATIENCE)
                 arrived = [flight for flight in list(self._flights) if flight.arrived()]
                 for flight in arrived:

@@ -16,6 +16,7 @@ from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.ratings.database import Database
 from mfpar.ratings.ordering import UNKNOWN, id_size, ids, interleave, number, place
 from mfpar.ratings.reading import Ratings
+from mfpar.ratings.sources import expand
 
 STREAMS = 8  # independent chains of updates inside a block: more gain nothing, see the kernels' benchmark
 DUPLICATES = ("error", "last", "mean")
@@ -68,13 +69,14 @@ def convert(
     RatingsError
         A source that can't be read as ratings; names file and line.
     OutputExistsError
-        `output` exists and `force` is not set.
+        `output` exists and `force` is not set, or it is a source.
     StorageError
         A file that can't be read or written.
     """
     output = Path(output)
     _check_options(test, test_fraction, grid, seed, duplicates)
-    refuse_existing(output, force)
+    parts = [sources] if test is None else [sources, test]
+    refuse_existing(output, force, [one for part in parts for one in expand(part) if isinstance(one, Path)])
     with Database(output.absolute().parent, memory) as database:
         ratings = Ratings(database, columns)
         ratings.read(sources, _held(test_fraction, seed))
