@@ -231,7 +231,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except FormatError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, MemoryError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         text = str(error)
         if "signature not found" in text:
             raise FormatError(f"{path}: is not an HDF5 file; make one with mfpar convert") from error

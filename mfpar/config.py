@@ -70,8 +70,8 @@ class ModelConfig(_Checked):
     reg: float = _setting(
         0.05,
         "L2 regularisation of factors and biases, applied per rating",
-        "a number ≥ 0",
-        lambda v: _is_real(v) and v >= 0,
+        "a number from 0 to 1e6",
+        lambda v: _is_real(v) and 0 <= v <= 1e6,
     )
     lift: float = _setting(
         3.0, "how far below the ratings the biases start, in standard deviations (docs/method.md)", "a number ≥ 0",
@@ -97,7 +97,10 @@ class TrainConfig(_Checked):
         lambda v: v in OPTIMIZERS,
     )
     lr: float | None = _setting(
-        None, "learning rate (default: by optimizer)", "a number > 0", lambda v: v is None or (_is_real(v) and v > 0)
+        None,
+        "learning rate (default: by optimizer)",
+        "a number > 0, at most 1e6",
+        lambda v: v is None or (_is_real(v) and 0 < v <= 1e6),
     )
     lr_decay: float = _setting(
         0.95,

@@ -1,14 +1,17 @@
 """`mfpar VERB …`: parses, runs the verb, and turns every error into one sentence and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 asked for what can't be, 130 interrupted. Under mpirun the first rank alone speaks; the
+Exit codes: 0 done, 1 failed, 2 asked for what can't be, 130 interrupted, 143
+terminated. Under mpirun the first rank alone speaks; the
 verbs other than train run on it alone.
 """
 
 import argparse
+import contextlib
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mfpar.cli import convert, inspect, serve, train
@@ -16,6 +19,7 @@ from mfpar.errors import MfparError
 from mfpar.parallel import launch
 
 INTERRUPTED = 130
+TERMINATED = 143
 GOODBYE = 15.0  # seconds that other ranks, whose end would be its end, give the first to speak and to end them all
 
 
@@ -56,6 +60,7 @@ class _Version(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (and does not return where MPI has to be ended by force)."""
     args = build_parser().parse_args(arguments)
+    _on_sigterm(_terminate)
     if args.run is not train.run and launch.launched_rank() > 0:
         return 0
     try:
@@ -64,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.run not in (convert.run, train.run):
             return 0  # whoever read our output has seen enough
         return _fail("standard output was closed before the end; nothing was written", "StorageError", 1, args)
+    except _Terminated:
+        return _fail("terminated", "RankError", TERMINATED, args)
     except KeyboardInterrupt:
         return _fail("interrupted", "RankError", INTERRUPTED, args)
     except MfparError as error:
@@ -79,21 +86,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what is half done is cleaned up, as after SIGINT."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def _on_sigterm(handler: Callable[..., object] | int) -> None:
+    with contextlib.suppress(ValueError):  # not the main thread: somebody calls this from a program
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:
     """Say what went wrong, once, and end every rank that was launched with this one."""
+    _on_sigterm(signal.SIG_DFL)  # all is cleaned up: from here on the launcher may end this rank at any time
     first = launch.launched_rank() == 0
+    if args.debug:
+        traceback.print_exc()
     if first:
-        if args.debug:
-            traceback.print_exc()
         if getattr(args, "progress", None) == "json":
             train.print_event({"kind": "error", "error": kind, "message": message})
         else:
             print(f"mfpar: error: {message}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
+    together = launch.mpi_runs()
     if not first:
-        time.sleep(GOODBYE)
-    if launch.mpi_runs():
+        time.sleep(GOODBYE if together else GOODBYE / 10)
+    if together:
         if not first:
             print(f"mfpar: error: {message}", file=sys.stderr, flush=True)
         launch.abort(code)

@@ -16,8 +16,8 @@ class EpochReport:
 
     epoch: int  # from 1
     seconds: float  # of training, on the slowest rank
-    seconds_evaluate: float  # of scoring the held-out part
-    train_loss: float  # mean of ½e², for the errors e met on the way, each before its update
+    seconds_evaluate: float  # of scoring the held-out part, on the slowest rank
+    train_loss: float  # mean of ½e², for the errors e met on the way, each before its update, less their mean
     train_rmse: float  # of the same errors
     test_rmse: float | None  # None without a held-out part
     test_mae: float | None

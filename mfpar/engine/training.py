@@ -70,8 +70,10 @@ class Training:
         self._reg = np.float32(model.reg)
         self._ratings = self._scaled(file.strip("train", self.first, self.last))
         self._heldout = self._scaled(file.strip("test", self.first, self.last)) if file.header.test_ratings else None
-        self._counts = {
-            side: [file.ratings_of(side, index, index + 1) for index in range(self.first, self.last)] for side in SIDES
+        self._counts = {  # for the averages that a model with biases is centred on
+            side: [file.ratings_of(side, index, index + 1) for index in range(self.first, self.last)]
+            for side in SIDES
+            if model.biases
         }
         self._row_sizes = grid.row_sizes[self.first : self.last]
         self._slots = Slots([self.layout.floats(int(size)) for size in self._row_sizes])
@@ -127,11 +129,11 @@ class Training:
         seconds, count = max(rank[1] for rank in ranks), self._header.ratings
         self._offset = total / count if self.layout.biases else 0.0
         loss = max(squares / count - self._offset**2, 0.0) / 2 * self._unit**2
-        test_rmse, test_mae = self._evaluate(self._heldout) if self._heldout else (None, None)
+        test_rmse, test_mae, evaluated = self._evaluate(self._heldout) if self._heldout else (None, None, 0.0)
         return EpochReport(
             epoch=epoch,
             seconds=seconds,
-            seconds_evaluate=time.perf_counter() - trained,
+            seconds_evaluate=evaluated,
             train_loss=loss,
             train_rmse=math.sqrt(2 * loss),
             test_rmse=test_rmse,
@@ -142,8 +144,9 @@ class Training:
             bytes_sent=sum(rank[3] for rank in ranks),
         )
 
-    def _evaluate(self, heldout: Strip) -> tuple[float, float]:
-        """RMSE and MAE on the held-out part, as the saved model will have them."""
+    def _evaluate(self, heldout: Strip) -> tuple[float, float, float]:
+        """RMSE and MAE on the held-out part, as the saved model will have them, and the seconds that took."""
+        started = time.perf_counter()
         self._rotation.home()
         if self._header.test_unknown and self.layout.biases:
             averages = self._averages()
@@ -152,10 +155,11 @@ class Training:
         scores = np.zeros((self.last - self.first, 2))
         base = np.float32(self._base + self._offset)
         self._visit_all(np.arange(self._grid.size), heldout, self._score, (base, scores))
-        ranks = self._comm.gather(scores.tolist())
-        squares, absolutes = (math.fsum(sums[part] for rank in ranks for sums in rank) for part in (0, 1))
+        ranks = self._comm.gather([scores.tolist(), time.perf_counter() - started])
+        squares, absolutes = (math.fsum(sums[part] for rank in ranks for sums in rank[0]) for part in (0, 1))
         count = self._header.test_ratings
-        return rmse(squares, count) * self._unit, mae(absolutes, count) * self._unit
+        seconds = max(rank[1] for rank in ranks)
+        return rmse(squares, count) * self._unit, mae(absolutes, count) * self._unit, seconds
 
     def _blocks(self) -> Iterator[tuple[str, int, np.ndarray, int]]:
         """Side, index, buffer and number of rows of each block that this rank owns, column-blocks at home."""

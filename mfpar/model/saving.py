@@ -8,6 +8,7 @@ at the output path is whole and shows one whole model, the old or the new one.
 import contextlib
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,11 @@ import numpy as np
 from mfpar.atomic import DiskFile, replacing, storage_errors
 from mfpar.blockfile import BlockedFile, digest, format_of, reading
 from mfpar.engine.training import Training
-from mfpar.errors import DivergedError
+from mfpar.errors import DivergedError, FormatError
 from mfpar.model.opening import FORMAT, VERSION
 from mfpar.parallel.comm import Communicator
+
+SHARD = r"[0-9a-f]{8}-\d+of\d+\.h5"  # the name of a shard: token, rank and ranks
 
 
 def save_model(path: Path, training: Training, file: BlockedFile, record: dict[str, Any], comm: Communicator) -> str:
@@ -181,9 +184,11 @@ def _shards_shown_by(path: Path) -> set[Path]:
     """The shards of the model that stands at `path`, if one does."""
     if format_of(path) != FORMAT:
         return set()
-    with reading(path, "shards"), h5py.File(path, "r") as master:
+    with contextlib.suppress(FormatError), reading(path, "shards"), h5py.File(path, "r") as master:
         sources = master["P"].virtual_sources() if master["P"].is_virtual else []
-        return {path.parent / source.file_name for source in sources}
+        shown = {Path(source.file_name) for source in sources}
+        return {path.parent / shard for shard in shown if re.fullmatch(SHARD, shard.name) and len(shard.parts) == 2}
+    return set()
 
 
 def _remove_if_empty(folder: Path) -> None:

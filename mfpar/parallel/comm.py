@@ -66,7 +66,7 @@ class Communicator(Protocol):
         """Give back what this communicator holds. Collective."""
 
     def guard(self) -> contextlib.AbstractContextManager[None]:
-        """A region that all ranks leave together, or that raises the same error on all of them. Collective.
+        """A region that all ranks leave together, or that raises on all of them the error of one. Collective.
 
         An error inside it on one rank interrupts the waits of the others within a second. A rank that fails with an
         error that is not mfpar's makes the others raise RankError.

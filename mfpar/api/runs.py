@@ -1,0 +1,152 @@
+"""One training run from file to file, on the ranks of a communicator or on ranks started for it."""
+
+import contextlib
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from mfpar import errors
+from mfpar.atomic import refuse_existing, storage_errors
+from mfpar.blockfile import BlockedFile
+from mfpar.config import ModelConfig, TrainConfig
+from mfpar.engine.report import EpochReport, describe_run
+from mfpar.engine.training import Training, require_places
+from mfpar.model.saving import save_model
+from mfpar.parallel import launch
+from mfpar.parallel.comm import Communicator
+
+Event = dict[str, Any]  # {"kind": "run" | "epoch" | "warning" | "error", …}: a line of the log, as JSON
+
+
+def train_file(
+    path: str | Path,
+    output: str | Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    comm: Communicator,
+    listen: Callable[[Event], None],
+    *,
+    log: str | Path | None = None,
+    force: bool = False,
+) -> str:
+    """Train on a blocked file and save the model; within `comm.guard`. Collective.
+
+    Parameters
+    ----------
+    listen : called on the first rank with each event of the run, the same that `log` gets as lines
+
+    Returns
+    -------
+    str
+        The model's fingerprint.
+
+    Raises
+    ------
+    OutputExistsError, StorageError, FormatError, ConfigError, DivergedError
+    """
+    output = Path(output)
+    if comm.rank == 0:
+        _refuse_outputs(Path(path), output, log, force)
+    curve: list[Event] = []
+    with BlockedFile(path) as file, contextlib.ExitStack() as closing:
+        lines = closing.enter_context(_log_file(log)) if log and comm.rank == 0 else None
+
+        def tell(kind: str, content: dict[str, Any]) -> None:
+            if comm.rank == 0:
+                event = {"kind": kind, **content}
+                if lines:
+                    with storage_errors(Path(log)):  # type: ignore[arg-type]
+                        print(json.dumps(event), file=lines, flush=True)
+                listen(event)
+
+        def on_epoch(report: EpochReport) -> None:
+            curve.append(report.as_dict())
+            tell("epoch", report.as_dict())
+
+        description = describe_run(file, model, train, comm)
+        training = Training(file, model, train, comm)
+        tell("run", description)
+        if comm.size > 1 and file.grid.size < 2 * comm.size:
+            tell("warning", {"message": _crowded(file.grid.size, comm.size)})
+        training.run(on_epoch)
+        record = {
+            "config": {name: description[name] for name in ("model", "train")},
+            "curve": curve,
+            "versions": description["versions"],
+        }
+        return save_model(output, training, file, record, comm)
+
+
+def train_on_ranks(
+    path: str | Path,
+    output: str | Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    ranks: int,
+    listen: Callable[[Event], None],
+    *,
+    log: str | Path | None = None,
+    force: bool = False,
+) -> None:
+    """`train_file` on `ranks` ranks that mpirun starts on this machine; raises what they raise. Local."""
+    if ranks < 1:
+        raise errors.ConfigError(f"ranks={ranks}: expected an integer ≥ 1")
+    _refuse_outputs(Path(path), Path(output), log, force)
+    with BlockedFile(path) as file:
+        require_places(file.grid.size, ranks)
+    failure: list[Exception] = []
+
+    def on_line(line: str) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or "kind" not in event:
+            return  # a line of mpirun's own
+        if event["kind"] == "error":
+            failure.append(getattr(errors, event["error"], errors.RankError)(event["message"]))
+        else:
+            listen(event)
+
+    arguments = ["train", str(path), "--output", str(output), "--progress", "json"]
+    arguments += [*model.as_options(), *train.as_options()]
+    arguments += ["--log", str(log)] * (log is not None) + ["--force"] * force
+    code, complaints = launch.run_ranks(arguments, ranks, on_line)
+    if failure:
+        raise failure[0]
+    if code:
+        said = [line.strip() for line in complaints.splitlines() if re.search(r"[a-z]", line)]
+        killed = " (a rank was killed: out of memory?)" if code == 128 + signal.SIGKILL else ""
+        raise errors.RankError(f"the ranks ended with exit code {code}{killed}: {said[0] if said else 'no message'}")
+
+
+def _refuse_outputs(path: Path, output: Path, log: str | Path | None, force: bool) -> None:
+    """A model or a log must not replace the ratings, nor one the other."""
+    refuse_existing(output, force, [path])
+    if log is not None:
+        if Path(log).absolute() == output.absolute():
+            raise errors.OutputExistsError(f"{log}: is wanted for the model and for the log; choose two names")
+        if not Path(log).exists() or Path(log).is_file():  # a log may also go to a pipe or a device
+            refuse_existing(Path(log), force, [path])
+
+
+@contextlib.contextmanager
+def _log_file(path: str | Path) -> Iterator[TextIO]:
+    """Open a log; only errors of the log itself become StorageError."""
+    with storage_errors(Path(path)):
+        file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closed below
+    try:
+        yield file
+    finally:
+        with storage_errors(Path(path)):
+            file.close()
+
+
+def _crowded(grid: int, ranks: int) -> str:
+    return (
+        f"{ranks} ranks for a grid of {grid}: ranks with a single row-block can't compute while they exchange; "
+        f"convert with --grid {4 * ranks} or use fewer ranks"
+    )
