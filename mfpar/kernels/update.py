@@ -24,8 +24,7 @@ from mfpar.kernels.compile import compiled
 from mfpar.kernels.vector import add_scaled, dot, load, prefetch, scale, store
 
 # How far ahead to ask for memory, in ratings: for the arrays of ratings (which the hardware's prefetcher loses at every
-# 4 KB) and for the rows of P. The rows of Q, which come in no order, are asked for at the start of a block, unless it
-# has too few ratings to need most of them. Asking changes no bit.
+# 4 KB), and for rows of P and Q. Asking changes no bit.
 FAR, NEAR, PER_LINE = 512, 64, 16
 
 
@@ -86,16 +85,15 @@ def update_kernel(
             p_block, q_block = p_starts[i], q_starts[i]
             b_block, c_block = p_block + p_counts[i] * stride, q_block + q_counts[i] * stride
             squares = total = 0.0
-            begin, end = offsets[i, met[i]], offsets[i, met[i] + 1]
-            if end - begin > q_counts[i]:
-                for col in range(q_counts[i]):
-                    prefetch(Q, q_block + col * stride, stride)
-            for t in range(begin, end):
+            end = offsets[i, met[i] + 1]
+            for t in range(offsets[i, met[i]], end):
                 if t % PER_LINE == 0:
                     prefetch(rows, t + FAR, 1)
                     prefetch(cols, t + FAR, 1)
                     prefetch(values, t + FAR, 1)
-                prefetch(P, p_block + np.int64(rows[min(t + NEAR, end - 1)]) * stride, stride)
+                ahead = min(t + NEAR, end - 1)
+                prefetch(P, p_block + np.int64(rows[ahead]) * stride, stride)
+                prefetch(Q, q_block + np.int64(cols[ahead]) * stride, stride)
                 row, col = np.int64(rows[t]), np.int64(cols[t])
                 p_at, q_at = p_block + row * stride, q_block + col * stride
                 p, q = load(P, p_at, stride), load(Q, q_at, stride)
