@@ -13,7 +13,8 @@ from report import report
 
 from mfpar.kernels.update import update_kernel
 from mfpar.kernels.vector import add_scaled, load, store
-from mfpar.ratings.ordering import STREAMS, interleave
+from mfpar.ratings.convert import STREAMS
+from mfpar.ratings.ordering import interleave
 from mfpar.shards import Layout
 
 ROWS, COLS, RATINGS = 4000, 700, 400_000

@@ -18,7 +18,7 @@ from mfpar.ratings.ordering import UNKNOWN, id_size, ids, interleave, number, pl
 from mfpar.ratings.reading import Ratings
 from mfpar.ratings.sources import expand
 
-STREAMS = 8  # independent chains of updates inside a block: more gain nothing, see the kernels' benchmark
+STREAMS = 8  # independent chains of updates inside a block (docs/performance.md)
 DUPLICATES = ("error", "last", "mean")
 
 
