@@ -97,6 +97,22 @@ def format_of(path: Path) -> str:
         return ""
 
 
+def require_format(file: h5py.File, path: Path, expected: str, version: int, name: str, maker: str) -> None:
+    """Raise FormatError unless an HDF5 file says that it is what is expected, in the version that this mfpar reads.
+
+    Parameters
+    ----------
+    name, maker : what such a file is called, and the command that makes one; for the message
+    """
+    found = file.attrs.get("format")
+    if found != expected:
+        kind = "is HDF5" if found is None else f"is a file of kind {found!r}"
+        raise FormatError(f"{path}: {kind}, not {name} of mfpar; make one with {maker}")
+    if file.attrs["version"] != version:
+        has = f"has format version {file.attrs['version']}"
+        raise FormatError(f"{path}: {has}, this mfpar reads {version}; make it again with {maker}")
+
+
 class BlockedFile:
     """A blocked file opened for reading; a context manager. Local: each rank opens its own.
 
@@ -134,13 +150,7 @@ class BlockedFile:
 
     def _read_header(self) -> None:
         attributes = self._file.attrs
-        if attributes.get("format") != FORMAT:
-            kind = f"is a file of kind {attributes['format']!r}" if "format" in attributes else "is HDF5"
-            raise FormatError(f"{self.path}: {kind}, not a blocked ratings file of mfpar; make one with mfpar convert")
-        if attributes["version"] != VERSION:
-            raise FormatError(
-                f"{self.path}: has format version {attributes['version']}, this mfpar reads {VERSION}; convert again"
-            )
+        require_format(self._file, self.path, FORMAT, VERSION, "a blocked ratings file", "mfpar convert")
         self.header = Header(**{field.name: attributes[field.name].item() for field in dataclasses.fields(Header)})
         self.checksum: str = attributes["checksum"]
         if checksum_of(self.header, self._file) != self.checksum:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mfpar.blockfile import reading
+from mfpar.blockfile import reading, require_format
 from mfpar.errors import FormatError, StorageError
 from mfpar.grid import Grid
 from mfpar.model.model import Model
@@ -52,13 +52,7 @@ def open_model(path: str | Path) -> Model:
     _require_hdf5(path)
     with reading(path, "header"), h5py.File(path, "r") as file:
         attributes = file.attrs
-        if attributes.get("format") != FORMAT:
-            kind = f"is a file of kind {attributes['format']!r}" if "format" in attributes else "is HDF5"
-            raise FormatError(f"{path}: {kind}, not a model of mfpar; make one with mfpar train")
-        if attributes["version"] != VERSION:
-            raise FormatError(
-                f"{path}: has format version {attributes['version']}, this mfpar reads {VERSION}; train the model again"
-            )
+        require_format(file, path, FORMAT, VERSION, "a model", "mfpar train")
         arguments: dict[str, Any] = {
             "path": path,
             "grid": Grid(file["row_cuts"][()], file["col_cuts"][()]),
