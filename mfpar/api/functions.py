@@ -21,6 +21,7 @@ from mfpar.model.model import Model
 from mfpar.model.opening import open_model
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
+from mfpar.ratings.sources import files_of
 
 
 def convert(ratings: Any, output: str | Path, **options: Any) -> Header:
@@ -122,7 +123,7 @@ def factorize(
     with team.guard(), contextlib.ExitStack() as converted, contextlib.ExitStack() as cleaning:
         target, folder = _place(output, team, cleaning)
         if team.rank == 0:
-            refuse_existing(target, force, _paths(ratings))  # before a conversion that may take long
+            refuse_existing(target, force, files_of(ratings))  # before a conversion that may take long
         source = _blocked(ratings, team, target, converted)
         if ranks is None:
             train_file(source, target, model, train, team, listen, log=log, force=force)
@@ -168,12 +169,3 @@ def _blocked(ratings: Any, comm: Communicator, target: Path, cleaning: contextli
         convert(ratings, path)
         made = str(path)
     return Path(comm.gather(made)[0])
-
-
-def _paths(ratings: Any) -> list[Path]:
-    """The files that a source names by path."""
-    return [
-        Path(one)
-        for one in (ratings if isinstance(ratings, list | tuple) else [ratings])
-        if isinstance(one, str | Path)
-    ]

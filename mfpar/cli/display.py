@@ -33,9 +33,14 @@ def display(kind: str, epochs: int) -> Iterator[Callable[[Event], None]]:
     elif kind == "plain":
         yield _Plain(epochs).show
     elif kind == "json":
-        yield lambda event: print(json.dumps(event), flush=True)
+        yield print_event
     else:
         yield lambda event: None
+
+
+def print_event(event: Event) -> None:
+    """Print an event as a line of JSON."""
+    print(json.dumps(event), flush=True)
 
 
 def describe(run: Event) -> str:

@@ -1,8 +1,7 @@
 """`mfpar VERB …`: parses, runs the verb, and turns every error into one sentence and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 asked for what can't be, 130 interrupted, 143
-terminated. Under mpirun the first rank alone speaks; the
-verbs other than train run on it alone.
+Exit codes: 0 done, 1 failed, 2 asked for what can't be, 130 interrupted, 143 terminated. Under mpirun the first rank
+alone speaks; the verbs other than train run on it alone.
 """
 
 import argparse
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mfpar.cli import convert, inspect, serve, train
+from mfpar.cli.display import print_event
 from mfpar.errors import MfparError
 from mfpar.parallel import launch
 
@@ -107,7 +107,7 @@ def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:
         traceback.print_exc()
     if first:
         if getattr(args, "progress", None) == "json":
-            train.print_event({"kind": "error", "error": kind, "message": message})
+            print_event({"kind": "error", "error": kind, "message": message})
         else:
             print(f"mfpar: error: {message}", file=sys.stderr)
         sys.stdout.flush()

@@ -1,8 +1,6 @@
 """`mfpar train`: a blocked file to a model, serially, as a rank under mpirun, or on ranks that it starts itself."""
 
 import argparse
-import json
-import sys
 from typing import Any
 
 from mfpar.cli.display import display
@@ -45,8 +43,3 @@ def run(args: argparse.Namespace) -> None:
     comm = launch.world()
     with display(args.progress if comm.rank == 0 else "none", train.epochs) as show, comm.guard():
         api.train_file(args.file, args.output, model, train, comm, show, **options)
-
-
-def print_event(event: dict[str, Any]) -> None:
-    """Print an event as a line of JSON."""
-    print(json.dumps(event), file=sys.stdout, flush=True)

@@ -147,8 +147,8 @@ class Training:
     def _evaluate(self, heldout: Strip) -> tuple[float, float, float]:
         """RMSE and MAE on the held-out part, as the saved model will have them, and the seconds that took."""
         started = time.perf_counter()
-        self._rotation.home()
         if self._header.test_unknown and self.layout.biases:
+            self._rotation.home()
             averages = self._averages()
             for side, _, block, size in self._blocks():
                 averages.seat_stranger(*self.layout.stranger(block, size), side)

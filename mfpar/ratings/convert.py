@@ -16,7 +16,7 @@ from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.ratings.database import Database
 from mfpar.ratings.ordering import UNKNOWN, id_size, ids, interleave, number, place
 from mfpar.ratings.reading import Ratings
-from mfpar.ratings.sources import expand
+from mfpar.ratings.sources import files_of
 
 STREAMS = 8  # independent chains of updates inside a block (docs/performance.md)
 DUPLICATES = ("error", "last", "mean")
@@ -75,8 +75,7 @@ def convert(
     """
     output = Path(output)
     _check_options(test, test_fraction, grid, seed, duplicates)
-    parts = [sources] if test is None else [sources, test]
-    refuse_existing(output, force, [one for part in parts for one in expand(part) if isinstance(one, Path)])
+    refuse_existing(output, force, files_of(sources) + ([] if test is None else files_of(test)))
     with Database(output.absolute().parent, memory) as database:
         ratings = Ratings(database, columns)
         ratings.read(sources, _held(test_fraction, seed))

@@ -36,6 +36,11 @@ def expand(sources: Any) -> Iterator[Any]:
         yield sources
 
 
+def files_of(sources: Any) -> list[Path]:
+    """The files among all sources; raises what `expand` raises."""
+    return [source for source in expand(sources) if isinstance(source, Path)]
+
+
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise RatingsError(f"{path}: is a folder; name files, or a pattern like {path / '*.csv'}")
