@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import h5py
 import numpy as np
@@ -20,7 +20,7 @@ from mfpar.errors import FormatError, StorageError
 from mfpar.grid import Grid
 
 FORMAT = "mfpar blocked ratings"
-VERSION = 1
+VERSION = 2
 SIDES = ("rows", "cols")
 PARTS = ("train", "test")
 
@@ -41,6 +41,8 @@ class Header:
     deviation: float  # their standard deviation
     minimum: float
     maximum: float
+    implicit: bool = False  # every pair is a rating of 1
+    weighted: bool = False  # training ratings have weights
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,25 @@ class Strip:
     Attributes
     ----------
     offsets : int64[last − first, G + 1]
-        Block (first + i, j) lies at offsets[i, j] … offsets[i, j + 1] − 1 of the three arrays.
+        Block (first + i, j) lies at offsets[i, j] … offsets[i, j + 1] − 1 of the arrays below.
     rows, cols : uint16 or uint32 [nnz]
         Indices inside the row-block and the column-block. In the test part the index one past the block's last stands
         for an unknown id.
     values : float32[nnz]
+    weights : float32[nnz] or None
+        None where the file has none, and in the test part.
     """
 
     offsets: np.ndarray
     rows: np.ndarray
     cols: np.ndarray
     values: np.ndarray
+    weights: np.ndarray | None = None
+
+
+def arrays_of(part: str, weighted: bool) -> tuple[str, ...]:
+    """Names of the datasets that hold a number for each rating of a part, in the order of their digest."""
+    return ("rows", "cols", "values", *(("weights",) if weighted and part == "train" else ()))
 
 
 def index_dtype(sizes: np.ndarray) -> np.dtype:
@@ -151,7 +161,8 @@ class BlockedFile:
     def _read_header(self) -> None:
         attributes = self._file.attrs
         require_format(self._file, self.path, FORMAT, VERSION, "a blocked ratings file", "mfpar convert")
-        self.header = Header(**{field.name: attributes[field.name].item() for field in dataclasses.fields(Header)})
+        types = get_type_hints(Header)
+        self.header = Header(**{name: kind(attributes[name].item()) for name, kind in types.items()})
         self.checksum: str = attributes["checksum"]
         if checksum_of(self.header, self._file) != self.checksum:
             raise FormatError(
@@ -166,16 +177,13 @@ class BlockedFile:
             group = self._file[part]
             offsets = group["offsets"][first * size : last * size + 1]
             begin, end = offsets[0], offsets[-1]
-            rows, cols, values = (group[name][begin:end] for name in ("rows", "cols", "values"))
+            arrays = {name: group[name][begin:end] for name in arrays_of(part, self.header.weighted)}
             strip = Strip(
-                np.stack([offsets[i * size : (i + 1) * size + 1] for i in range(last - first)]) - begin,
-                rows,
-                cols,
-                values,
+                np.stack([offsets[i * size : (i + 1) * size + 1] for i in range(last - first)]) - begin, **arrays
             )
             for i, stored in enumerate(group["checksums"][first:last]):
                 inside = slice(strip.offsets[i, 0], strip.offsets[i, -1])
-                if not np.array_equal(digest(rows[inside], cols[inside], values[inside]), stored):
+                if not np.array_equal(digest(*(array[inside] for array in arrays.values())), stored):
                     raise FormatError(
                         f"{self.path}: is damaged in the {part} ratings of row-block {first + i}; convert again"
                     )

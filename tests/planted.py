@@ -37,6 +37,7 @@ class Planted:
     train: Ratings
     test: Ratings
     noise: float  # standard deviation: no model predicts better
+    weights: np.ndarray | None = None  # of each rating of `train`
 
 
 def plant(
@@ -52,11 +53,13 @@ def plant(
     test: int = 150,
     unknown: int = 12,
     seed: int = 0,
+    weighted: bool = False,
+    implicit: bool = False,
 ) -> Planted:
     """Write `count` training ratings, `test` held-out ones of the same kind, and `unknown` more of unknown ids.
 
     Ratings are centre + spread · (row bias + column bias + product of 3 factors + noise), with a standard deviation of
-    about `spread` before the noise.
+    about `spread` before the noise; if `implicit`, all are 1. Weights, if `weighted`, are uniform in [0.5, 2).
     """
     rng = np.random.default_rng(seed)
     b, c = rng.normal(0, 0.5, rows), rng.normal(0, 0.5, cols)
@@ -64,7 +67,7 @@ def plant(
     cells = _skewed_cells(rng, rows, cols, count + test)
     i, j = np.divmod(cells, cols)
     values = b[i] + c[j] + (P[i] * Q[j]).sum(axis=1) + rng.normal(0, noise, len(cells))
-    everything = Ratings(i, j, (centre + spread * values).astype(np.float32))
+    everything = Ratings(i, j, (np.ones(len(cells)) if implicit else centre + spread * values).astype(np.float32))
     train = everything[:count]
     strange = everything[rng.integers(0, count, unknown)]
     which = np.arange(unknown) % 3  # unknown row, unknown column, both
@@ -74,6 +77,7 @@ def plant(
     held = [everything[count:], strange]
     heldout = Ratings(*(np.concatenate([getattr(part, name) for part in held]) for name in ("rows", "cols", "values")))
     row_ids, col_ids = rng.permutation(10 * rows)[:rows], rng.permutation(10 * cols)[:cols]
+    weights = rng.uniform(0.5, 2, count).astype(np.float32) if weighted else None
     cuts = Grid(
         *(balanced_cuts(np.bincount(x, minlength=n), grid) for x, n in ((train.rows, rows), (train.cols, cols)))
     )
@@ -90,16 +94,24 @@ def plant(
         deviation=float(train.values.std(dtype=float)),
         minimum=float(train.values.min()),
         maximum=float(train.values.max()),
+        implicit=implicit,
+        weighted=weighted,
     )
-    write(path, cuts, header, row_ids, col_ids, {"train": train, "test": heldout})
-    return Planted(path, cuts, header, row_ids, col_ids, train, heldout, noise * spread)
+    write(path, cuts, header, row_ids, col_ids, {"train": train, "test": heldout}, weights)
+    return Planted(path, cuts, header, row_ids, col_ids, train, heldout, noise * spread, weights)
 
 
 def write(
-    path: Path, grid: Grid, header: Header, row_ids: np.ndarray, col_ids: np.ndarray, parts: dict[str, Ratings]
+    path: Path,
+    grid: Grid,
+    header: Header,
+    row_ids: np.ndarray,
+    col_ids: np.ndarray,
+    parts: dict[str, Ratings],
+    weights: np.ndarray | None = None,
 ) -> None:
-    """Write a blocked file; ratings keep their order inside a block."""
-    writer = BlockedWriter(path, grid)
+    """Write a blocked file; ratings keep their order inside a block. `weights` are those of the training part."""
+    writer = BlockedWriter(path, grid, header.weighted)
     writer.write_ids("rows", row_ids, np.argsort(row_ids))
     writer.write_ids("cols", col_ids, np.argsort(col_ids))
     for part, ratings in parts.items():
@@ -108,7 +120,8 @@ def write(
         for a, b in itertools.product(range(grid.size), repeat=2):
             inside = (i == a) & (j == b)
             if inside.any():
-                writer.append(part, a, b, rows[inside], cols[inside], ratings.values[inside])
+                weighed = weights[inside] if weights is not None and part == "train" else None
+                writer.append(part, a, b, rows[inside], cols[inside], ratings.values[inside], weighed)
     writer.finish(header)
 
 

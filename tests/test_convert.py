@@ -9,15 +9,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planted import plant
 
 from mfpar.blockfile import BlockedFile
-from mfpar.errors import ConfigError, OutputExistsError, RatingsError, StorageError
+from mfpar.cli.main import main
+from mfpar.errors import ConfigError, FormatError, OutputExistsError, RatingsError, StorageError
 from mfpar.grid import balanced_cuts
 from mfpar.ratings import blocks, database
 from mfpar.ratings.convert import STREAMS, convert
@@ -48,6 +51,17 @@ def contents(path, part="train"):
         return found
 
 
+def weighted(path):
+    """(user, item): (rating, weight) of the training part."""
+    with BlockedFile(path) as file:
+        assert file.header.weighted
+        assert file.strip("test", 0, file.grid.size).weights is None
+        strip = file.strip("train", 0, file.grid.size)
+    assert strip.weights.dtype == np.float32
+    found = contents(path)
+    return {(u, i): (r, w) for (*_, u, i, r), w in zip(found, strip.weights.tolist(), strict=True)}
+
+
 def checksum(path):
     with BlockedFile(path) as file:
         return file.checksum
@@ -60,24 +74,32 @@ def triples():
     return pairs // 30 + 1, pairs % 30 + 1, np.arange(600) % 10 / 2 + 0.5
 
 
-def lines(triples, delimiter=",", head=""):
-    return head + "".join(f"{u}{delimiter}{i}{delimiter}{r}\n" for u, i, r in zip(*triples, strict=True))
+@pytest.fixture(scope="module")
+def quads(triples):
+    """The same with weights."""
+    return *triples, np.random.default_rng(1).uniform(0, 3, 600).astype(np.float32).astype(np.float64)
 
 
-def as_kind(kind, triples, folder):
-    """The ratings as a source of some kind, in `folder`."""
-    users, items, ratings = triples
-    columns = {"user": users, "item": items, "rating": ratings}
+def lines(columns, delimiter=",", head=""):
+    return head + "".join(delimiter.join(map(str, record)) + "\n" for record in zip(*columns, strict=True))
+
+
+def as_kind(kind, given, folder):
+    """Users and items, or also ratings, or also weights, as a source of some kind, in `folder`."""
+    users, items, *numbers = given
+    ratings = numbers[0] if numbers else np.full(len(users), 7.0)
+    columns = dict(zip(("user", "item", "rating", "weight"), given, strict=False))
     path = folder / "source"
     if kind in ("csv", "tsv", "dat", "space", "semicolon"):
         delimiter = {"csv": ",", "tsv": "\t", "dat": "::", "space": " ", "semicolon": ";"}[kind]
-        path.write_text(lines(triples, delimiter))
+        path.write_text(lines(given, delimiter))
     elif kind == "csv.gz":
-        path.write_bytes(gzip.compress(lines(triples, head="userId,movieId,rating\n").encode()))
+        path.write_bytes(gzip.compress(lines(given, head=",".join(columns) + "\n").encode()))
     elif kind == "parquet":
         table = folder / "table.csv"
-        table.write_text(lines(triples))
-        duckdb.execute(f"COPY (SELECT * FROM read_csv('{table}', names=['u', 'i', 'r'])) TO '{path}' (FORMAT parquet)")
+        table.write_text(lines(given))
+        read = f"read_csv('{table}', names={['u', 'i', 'r', 'weight'][: len(given)]})"
+        duckdb.execute(f"COPY (SELECT * FROM {read}) TO '{path}' (FORMAT parquet)")
     elif kind == "mtx":
         path = folder / "source.mtx"
         scipy.io.mmwrite(path, scipy.sparse.coo_matrix((ratings, (users - 1, items - 1))))
@@ -89,12 +111,12 @@ def as_kind(kind, triples, folder):
         np.savez(path, **columns)
     elif kind == "files":
         for k in range(3):
-            (folder / f"part{k}.csv").write_text(lines([c[200 * k : 200 * (k + 1)] for c in triples]))
+            (folder / f"part{k}.csv").write_text(lines([c[200 * k : 200 * (k + 1)] for c in given]))
         return str(folder / "part?.csv")
     elif kind == "sparse":
         return scipy.sparse.coo_array((ratings, (users, items)))
     elif kind == "strings":
-        return users.astype(str), items.astype(object), ratings.astype(np.float32)
+        return users.astype(str), items.astype(object), *(column.astype(np.float32) for column in numbers)
     elif kind == "dict":
         return columns
     elif kind == "pandas":
@@ -117,14 +139,201 @@ def test_every_kind_of_source_gives_the_same_file(tmp_path, triples, kind):
     assert found == set(zip(*(column.tolist() for column in triples), strict=True))
 
 
+@pytest.mark.parametrize("kind", KINDS.split())
+def test_every_kind_of_source_of_pairs(tmp_path, triples, kind):
+    """Two columns are enough, and a third is not looked at."""
+    convert((*triples[:2], np.ones(600)), tmp_path / "ones.h5", grid=4, seed=3)
+    for k, columns in enumerate((triples[:2], triples)):
+        folder, path = tmp_path / str(k), tmp_path / f"{k}.h5"
+        folder.mkdir()
+        header = convert(as_kind(kind, columns, folder), path, grid=4, seed=3, implicit=True)
+        assert (header.ratings, header.mean, header.deviation, header.minimum, header.maximum) == (600, 1, 0, 1, 1)
+        assert (header.implicit, header.weighted) == (True, False)
+        assert contents(path) == contents(tmp_path / "ones.h5")
+        with BlockedFile(path) as file:
+            assert file.header == header
+            assert file.header.implicit is True
+    assert checksum(tmp_path / "0.h5") == checksum(tmp_path / "1.h5") != checksum(tmp_path / "ones.h5")
+
+
+def test_ratings_of_pairs_may_be_anything(tmp_path, triples):
+    users, items, _ = triples
+    path = tmp_path / "odd.csv"
+    path.write_text(lines((users, items, ["?"] * 600), head="who,what,how\n"))
+    dense = {"user": users, "item": items, "rating": np.full(600, None)}
+    matrix = scipy.sparse.coo_array((np.full(600, 1j), (users, items)))
+    for source in (path, dense, matrix, (users, items, np.full(600, np.nan))):
+        for columns in (None, ["who", "what"], ["who", "what", "how"]) if source is path else (None,):
+            header = convert(source, tmp_path / "out.h5", implicit=True, columns=columns, force=True)
+            assert (header.ratings, header.mean) == (600, 1)
+
+
+def test_pairs_held_out_and_repeated(tmp_path, triples):
+    test = (np.append(triples[0][:20], 99), np.append(triples[1][:20], 1))
+    header = convert(triples[:2], tmp_path / "out.h5", implicit=True, test=test)
+    assert (header.ratings, header.test_ratings, header.test_unknown) == (600, 21, 1)
+    assert {rating for *_, rating in contents(tmp_path / "out.h5", "test")} == {1.0}
+    header = convert(triples[:2], tmp_path / "out.h5", implicit=True, test_fraction=0.25, force=True)
+    assert header.ratings + header.test_ratings == 600
+    assert header.test_ratings > 100
+    for policy in ("last", "mean"):
+        header = convert(TWICE[:2], tmp_path / "out.h5", implicit=True, duplicates=policy, force=True)
+        assert (header.ratings, header.duplicates, header.minimum, header.maximum) == (3, 3, 1, 1)
+
+
+@pytest.mark.parametrize("given", [np.ones((2, 4), int), {"user": [1], "item": [2]}])
+def test_pairs_are_refused_unless_asked_for(tmp_path, given):
+    source = given if isinstance(given, dict) else (given[0], given[1])
+    with pytest.raises(RatingsError, match=r"taken by mfpar convert --implicit \(implicit=True\)$"):
+        convert(source, tmp_path / "out.h5")
+    with pytest.raises(ConfigError, match="--implicit"):
+        convert(source, tmp_path / "out.h5", columns=["1", "2"])
+
+
+WITHOUT_WEIGHTS = {"semicolon", "mtx", "sparse.npz", "sparse"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.split() if kind not in WITHOUT_WEIGHTS])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_weights_of_every_kind_of_source(tmp_path, quads, kind, implicit):
+    users, items, ratings, weights = quads
+    rated = np.ones(600) if implicit else ratings
+    columns = (column.tolist() for column in (users, items, rated, weights))
+    numbered = "4" if kind in ("csv", "tsv", "dat", "space", "files") else "weight"
+    path = tmp_path / "found.h5"
+    header = convert(as_kind(kind, quads, tmp_path), path, grid=4, weights=numbered, implicit=implicit)
+    assert (header.weighted, header.implicit, header.mean) == (True, implicit, pytest.approx(rated.mean()))
+    assert weighted(path) == {(u, i): (r, w) for u, i, r, w in zip(*columns, strict=True)}
+
+
+def test_weights_change_the_checksum_but_no_rating(tmp_path, quads):
+    users, items, _, weights = quads
+    found = {}
+    for name, columns, options in (
+        ("plain", quads[:3], {}),
+        ("weighted", quads, {"weights": "4"}),
+        ("other", (*quads[:3], weights + 1), {"weights": "4"}),
+        ("pairs", (users, items), {"implicit": True}),
+        ("weighted pairs", (users, items, weights), {"weights": "3", "implicit": True}),
+        ("the same", quads, {"weights": "4", "implicit": True}),
+    ):
+        convert(columns, tmp_path / name, grid=4, **options)
+        found[name] = checksum(tmp_path / name)
+    assert found.pop("the same") == found["weighted pairs"]
+    assert len(set(found.values())) == 5
+    assert contents(tmp_path / "weighted") == contents(tmp_path / "plain")
+    assert contents(tmp_path / "weighted pairs") == contents(tmp_path / "pairs")
+
+
+def test_command_line(tmp_path, capsys):
+    source, output = tmp_path / "plays.csv", str(tmp_path / "out.h5")
+    source.write_text("user,item,plays\n1,2,3\n2,2,5\n1,2,4\n")
+    command = ["convert", str(source), "-o", output, "--force"]
+    assert main([*command, "--implicit", "--weights", "plays", "--duplicates", "mean"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{output}: 2 × 1, 2 pairs, weighted, ")
+    assert second == "1 repeated pairs of a user and item: settled by --duplicates mean"
+    assert weighted(output) == {(1, 2): (1, 7), (2, 2): (1, 5)}
+    for columns in ("user,item", "user,item,plays"):
+        assert main([*command, "--implicit", "--columns", columns]) == 0
+        assert capsys.readouterr().out.startswith(f"{output}: 2 × 1, 2 pairs, ")
+    assert main([*command, "--columns", "1,2,3"]) == 0
+    assert capsys.readouterr().out.startswith(f"{output}: 2 × 1, 2 ratings, mean 4.5000, ")
+    assert main(command) != 0
+    assert "--implicit (implicit=True)" in capsys.readouterr().err
+
+
+def test_weights_need_no_place_in_the_test_source(tmp_path, quads):
+    path, weighed = tmp_path / "test.tsv", tuple(column[:50] for column in quads)
+    path.write_text(lines(weighed[:3], "\t"))
+    held = []
+    for test in (path, weighed[:3], weighed, scipy.sparse.coo_array((weighed[2], weighed[:2]))):
+        header = convert(quads, tmp_path / "out.h5", weights="weight", test=test, force=True)
+        assert (header.ratings, header.test_ratings) == (600, 50)
+        assert len(weighted(tmp_path / "out.h5")) == 600
+        held.append(sorted(contents(tmp_path / "out.h5", "test")))
+    assert held.count(held[0]) == 4
+    header = convert(quads, tmp_path / "out.h5", weights="4", test_fraction=0.3, force=True)
+    assert len(weighted(tmp_path / "out.h5")) == header.ratings == 600 - header.test_ratings
+    records = list(zip(*(column.tolist() for column in quads), strict=True))
+    assert all((u, i, r, w) in records for (u, i), (r, w) in weighted(tmp_path / "out.h5").items())
+
+
+@pytest.mark.parametrize(
+    ("policy", "implicit", "expected"),
+    [
+        ("last", False, {1: (3, 0.5), 2: (2, 0), 3: (2, 4)}),
+        ("last", True, {1: (1, 0.5), 2: (1, 0), 3: (1, 4)}),
+        ("mean", False, {1: (3.5, 2), 2: (1.5, 0), 3: (2, 4)}),  # of user 2 all weights are 0
+        ("mean", True, {1: (1, 2), 2: (1, 0), 3: (1, 4)}),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3])
+def test_duplicates_with_weights_are_settled(tmp_path, policy, implicit, expected, size):
+    given = (*TWICE, np.array([1.0, 0, 0.5, 4, 0.5, 0]))
+    # The held-out part is settled as without weights.
+    for k, test in enumerate((TWICE, given)):
+        options = {"weights": "4", "duplicates": policy, "implicit": implicit, "grid": size, "force": True}
+        header = convert(given, tmp_path / f"{k}.h5", test=test, **options)
+        assert (header.ratings, header.test_ratings, header.duplicates) == (3, 3, 6)
+        assert {user: found for (user, _), found in weighted(tmp_path / f"{k}.h5").items()} == expected
+    convert(TWICE, tmp_path / "plain.h5", test=TWICE, duplicates=policy, implicit=implicit, grid=size)
+    assert contents(tmp_path / "0.h5", "test") == contents(tmp_path / "plain.h5", "test")
+    assert checksum(tmp_path / "0.h5") == checksum(tmp_path / "1.h5")
+
+
+def test_held_out_share_is_settled_as_without_weights(tmp_path):
+    rng = np.random.default_rng(2)
+    given = (rng.integers(0, 30, 2000), rng.integers(0, 30, 2000), rng.random(2000), rng.random(2000))
+    convert(given, tmp_path / "out.h5", weights="4", duplicates="mean", test_fraction=0.5, grid=3)
+    convert(given[:3], tmp_path / "plain.h5", duplicates="mean", test_fraction=0.5, grid=3)
+    assert contents(tmp_path / "out.h5", "test") == contents(tmp_path / "plain.h5", "test")
+    assert contents(tmp_path / "out.h5") != contents(tmp_path / "plain.h5")
+
+
+def test_weights_that_add_up_to_too_much(tmp_path):
+    with pytest.raises(RatingsError, match="add up to more than single precision holds"):
+        convert(([1, 1], [1, 1], [1, 2], [3e38, 3e38]), tmp_path / "out.h5", weights="4", duplicates="mean")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_damaged_weight_is_found(tmp_path, quads):
+    path = tmp_path / "out.h5"
+    convert(quads, path, weights="4", grid=4)
+    with h5py.File(path, "r+") as file:
+        file["train/weights"][400] += 1
+    with BlockedFile(path) as file:
+        with pytest.raises(FormatError, match="damaged in the train ratings of row-block 2"):
+            file.strip("train", 0, 4)
+        file.strip("train", 3, 4)
+    with h5py.File(path, "r+") as file:
+        file["train/weights"][400] -= 1
+        file.attrs["weighted"] = 0
+    with pytest.raises(FormatError, match="header and tables do not match their checksum"):
+        BlockedFile(path)
+
+
+def test_planted_files(tmp_path):
+    planted = plant(tmp_path / "w.h5", weighted=True)
+    train = planted.train
+    columns = (planted.row_ids[train.rows], planted.col_ids[train.cols], train.values, planted.weights)
+    expected = {(u, i): (r, w) for u, i, r, w in zip(*(column.tolist() for column in columns), strict=True)}
+    assert weighted(planted.path) == expected
+    assert 0.5 <= planted.weights.min() < planted.weights.max() < 2
+    ones = plant(tmp_path / "i.h5", implicit=True)
+    assert (ones.header.implicit, ones.header.weighted, ones.weights) == (True, False, None)
+    assert {rating for part in ("train", "test") for *_, rating in contents(ones.path, part)} == {1.0}
+
+
 def test_memory_and_batches_do_not_show(tmp_path, monkeypatch):
     """Within 24 MB the sort spills, and batches of 1000 ratings end between blocks of some 200."""
     rng = np.random.default_rng(1)
-    given = (rng.integers(0, 2000, 200_000), rng.integers(0, 900, 200_000).astype(str), rng.random(200_000))
-    convert(given, tmp_path / "plenty.h5", grid=32, test_fraction=0.1)
+    given = (rng.integers(0, 2000, 200_000), rng.integers(0, 900, 200_000).astype(str), *rng.random((2, 200_000)))
+    options = {"grid": 32, "test_fraction": 0.1, "weights": "4", "duplicates": "mean"}
+    convert(given, tmp_path / "plenty.h5", **options)
     monkeypatch.setattr(database, "LEAST", 0)
     monkeypatch.setattr(blocks, "BATCH", 1000)
-    header = convert(given, tmp_path / "tight.h5", grid=32, test_fraction=0.1, memory=database.ALLOWANCE + (24 << 20))
+    header = convert(given, tmp_path / "tight.h5", memory=database.ALLOWANCE + (24 << 20), **options)
     assert header.duplicates > 1000
     assert checksum(tmp_path / "tight.h5") == checksum(tmp_path / "plenty.h5")
 
@@ -308,6 +517,8 @@ def test_held_out_share_depends_on_seed_and_ids_alone(tmp_path, triples):
         ({"duplicates": "first"}, "duplicates='first' is none of error, last, mean"),
         ({"memory": 1 << 20}, "memory=1M is too small for this conversion, which needs at least 384M"),
         ({"columns": ["1", "2"]}, r"columns=\['1', '2'\] must be"),
+        ({"columns": ["1"], "implicit": True}, r"columns=\['1'\] must be"),
+        ({"weights": np.ones(600)}, "weights is a ndarray; name a column of the source"),
     ],
 )
 def test_options_out_of_range(tmp_path, triples, options, sentence):

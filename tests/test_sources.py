@@ -10,8 +10,9 @@ import scipy.sparse
 
 from mfpar.errors import ConfigError, RatingsError, StorageError
 from mfpar.ratings import reading, text
-from mfpar.ratings.columns import known
-from mfpar.ratings.reading import read_chunks
+from mfpar.ratings.columns import Wanted, known
+from mfpar.ratings.database import Database
+from mfpar.ratings.reading import Ratings, read_chunks
 
 duckdb = pytest.importorskip("duckdb")
 
@@ -300,6 +301,103 @@ def test_bad_objects(source, sentence):
     with pytest.raises(RatingsError) as caught:
         read(source)
     assert str(caught.value).startswith(sentence)
+
+
+def read_weights(source, folder, **wanted):
+    """Lists of ratings and weights."""
+    with Database(folder) as opened:
+        Ratings(opened, weighted=True).read(source, Wanted(**wanted))
+        return [list(column) for column in zip(*opened.run("SELECT rating, weight FROM ratings"), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("w,user,item,rating\n.5,7,x,3\n0,8,y,4\n", {"weights": "w"}),
+        ("w,user,item,rating\n.5,7,x,3\n0,8,y,4\n", {"weights": "1"}),
+        ("a,b,c,d\n7,x,3,.5\n8,y,4,0\n", {"weights": "d"}),
+        ("7,x,3,.5\n8,y,4,0\n", {"weights": "4"}),
+        ("7 .5 x 3\n8 0 y 4\n", {"weights": "2", "columns": ["1", "3", "4"]}),
+        ("7::x::3::1::.5\n8::y::4::1::0\n", {"weights": "5"}),
+    ],
+)
+def test_columns_of_weights(write, tmp_path, content, wanted):
+    assert read_weights(write(content), tmp_path, **wanted) == [[3, 4], [0.5, 0]]
+    assert read_weights(write(gzip.compress(content.encode())), tmp_path, **wanted) == [[3, 4], [0.5, 0]]
+    pair = {**wanted, "rating": False}
+    if content.startswith("a"):  # where ratings are not wanted they may be the weights
+        pair["weights"] = "c"
+    assert read_weights(write(content), tmp_path, **pair) == [[1, 1], [3, 4] if content.startswith("a") else [0.5, 0]]
+    assert read_weights(write("7,x,.5\n8,y,0\n"), tmp_path, rating=False, weights="3") == [[1, 1], [0.5, 0]]
+    assert read_weights(write("u,i,w\n7,x,.5\n8,y,0\n"), tmp_path, rating=False, weights="w") == [[1, 1], [0.5, 0]]
+    assert read_weights(write("7,x,3\n"), tmp_path, weights="w", held=True) == [[3], [1]]
+
+
+@pytest.mark.parametrize(
+    ("content", "weights", "sentence"),
+    [
+        (HEADER[:-1] + ",w\n1,2,3,1\n1,3,3,-.5\n", "w", ", line 3: the weight '-.5' is not a finite number from 0 up"),
+        (HEADER[:-1] + ",w\n1,2,3,1\n1,3,3,x\n", "w", ", line 3: the weight 'x' is not a finite number from 0 up"),
+        ("1,2,3,1\n1,3,3,nan\n", "4", ", line 2: the weight 'nan' is not a finite"),
+        ("1,2,3,1\n1,3,3,inf\n", "4", ", line 2: the weight 'inf' is not a finite"),
+        ("1,2,3,1\n1,3,3,1e39\n", "4", ", line 2: the weight '1e39' is not a finite"),
+        ("1,2,3,1\n1,3,3,\n", "4", ", line 2: the weight is missing or not a number"),
+        ("1,2,3,1\n1,3,x,x\n", "4", ", line 2: the rating 'x' is not a finite number of single precision"),
+        (HEADER + "1,2,3\n", "w", ": has no column 'w': its columns are user, item, rating"),
+        ("1,2,3\n", "4", ": has no column '4': its columns are 3 without names"),
+        ("1,2,3\n", "3", ": the columns for user, item, rating, weight must differ: its columns are 3 without names"),
+        (HEADER + "1,2,3\n", "item", ": the columns for user, item, rating, weight must differ"),
+        ("user,item,w\n1,2,3\n", "w", ": has no column known as rating: its columns are user, item, w; say"),
+        ("%%MatrixMarket matrix coordinate real general\n3 3 1\n1 1 5\n", "w", ": is a matrix, which has no column of"),
+    ],
+)
+def test_bad_weights_of_files(write, tmp_path, content, weights, sentence):
+    path = write(content)
+    with pytest.raises(RatingsError) as caught:
+        read_weights(path, tmp_path, weights=weights)
+    assert str(caught.value).startswith(f"{path}{sentence}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ((THREE, THREE, THREE, np.array([1, 0, -2])), "the given arrays, row 3: the weight '-2' is not a finite"),
+        ((THREE, THREE, THREE, np.array([1, np.nan, 2])), "the given arrays, row 2: the weight is missing or not a"),
+        ((THREE, THREE, THREE, np.array(["a", "b", "c"])), "the given arrays: the weight array has dtype <U1; numbers"),
+        ((THREE, THREE, THREE, THREE[:2]), "the given arrays: have the shapes (3,), (3,), (3,), (2,)"),
+        ((THREE, THREE, THREE), "the given arrays: are 3; give 4: user, item, rating, weight"),
+        ((THREE,) * 5, "the given arrays: are 5; give 4: user, item, rating, weight"),
+        ({"user": THREE, "item": THREE, "rating": THREE}, "the given arrays: has no column 'w': its columns are user"),
+        (scipy.sparse.eye(2), "the given matrix: is a matrix, which has no column of weights"),
+    ],
+)
+def test_bad_weights_of_objects(tmp_path, source, sentence):
+    with pytest.raises(RatingsError) as caught:
+        read_weights(source, tmp_path, weights="w")
+    assert str(caught.value).startswith(sentence)
+
+
+def test_bad_weights_of_tables(tmp_path):
+    path = tmp_path / "bad.parquet"
+    for weight, sentence in (
+        ("'nan'::DOUBLE", ", row 2: the weight 'nan' is not"),
+        ("'inf'::FLOAT", ", row 2: the weight 'inf' is not"),
+        ("-1", ", row 2: the weight '-1"),
+        ("NULL", ", row 2: the weight is missing"),
+        ("DATE '2020-01-01'", ": the column 'w' has the type DATE; weights are numbers"),
+    ):
+        first = "DATE '2020-01-01'" if "DATE" in weight else "1"
+        rows = f"(1, 2, 3, {first}), (1, 3, 3, {weight})"
+        duckdb.execute(f"COPY (FROM (VALUES {rows}) t(user, item, rating, w)) TO '{path}' (FORMAT parquet)")
+        with pytest.raises(RatingsError) as caught:
+            read_weights(path, tmp_path, weights="w")
+        assert str(caught.value).startswith(f"{path}{sentence}")
+
+
+def test_four_arrays_without_weights(tmp_path):
+    with pytest.raises(RatingsError, match="the given arrays: are 4; give 3: user, item, rating"):
+        read((THREE,) * 4)
 
 
 def test_bad_row_of_a_later_slice_and_source(monkeypatch, write):

@@ -14,9 +14,15 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.h5", help="the blocked file to write")
     parser.add_argument(
-        "--columns", metavar="USER,ITEM,RATING", type=lambda text: text.split(","),
-        help="names (or numbers from 1) of the three columns; found by themselves where their names are usual",
+        "--columns", metavar="USER,ITEM[,RATING]", type=lambda text: text.split(","),
+        help="names (or numbers from 1) of these columns; found by themselves where their names are usual",
     )  # fmt: skip
+    parser.add_argument(
+        "--implicit", action="store_true", help="not ratings, but what happened: every pair is a rating of 1"
+    )
+    parser.add_argument(
+        "--weights", metavar="COLUMN", help="name (or number from 1) of a column with the weight of each rating"
+    )
     parser.add_argument("--test", action="append", metavar="FILE", help="hold out the ratings of this source")
     parser.add_argument("--test-fraction", type=float, default=0.0, metavar="F", help="hold out this share, by seed")
     parser.add_argument(
@@ -44,14 +50,15 @@ def run(args: argparse.Namespace) -> None:
     from mfpar import api
 
     started = time.perf_counter()
-    names = ("columns", "test", "test_fraction", "grid", "seed", "duplicates", "memory", "force")
+    names = ("columns", "implicit", "weights", "test", "test_fraction", "grid", "seed", "duplicates", "memory", "force")
     header = api.convert(args.sources, args.output, **{name: getattr(args, name) for name in names})
-    print(
-        f"{args.output}: {header.rows:,} × {header.cols:,}, {header.ratings:,} ratings, mean {header.mean:.4f}", end=""
-    )
+    what = "pairs" if header.implicit else "ratings"
+    print(f"{args.output}: {header.rows:,} × {header.cols:,}, {header.ratings:,} {what}", end="")
+    print("" if header.implicit else f", mean {header.mean:.4f}", end="")
+    print(", weighted" if header.weighted else "", end="")
     print(f", {header.test_ratings:,} held out" if header.test_ratings else "", end="")
     print(f", {time.perf_counter() - started:.1f} s")
     if header.duplicates:
-        print(f"{header.duplicates:,} repeated ratings of a user and item: settled by --duplicates {args.duplicates}")
+        print(f"{header.duplicates:,} repeated {what} of a user and item: settled by --duplicates {args.duplicates}")
     if header.test_unknown:
-        print(f"{header.test_unknown:,} held-out ratings have a user or item without training ratings")
+        print(f"{header.test_unknown:,} held-out {what} have a user or item without training ratings")

@@ -2,7 +2,6 @@
 
 import gzip
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -10,14 +9,16 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mfpar.errors import RatingsError
-from mfpar.ratings.columns import ROLES, choose_columns
+from mfpar.ratings.columns import IDS, PAIRS_HINT, Wanted, choose_columns
 
 Columns = dict[str, np.ndarray]
 
 
-def from_matrix(matrix: Any, where: str, base: int = 0) -> Columns:
+def from_matrix(matrix: Any, wanted: Wanted, where: str, base: int = 0) -> Columns:
     """The stored entries of a scipy sparse matrix; ids are indices counted from `base`."""
-    if np.iscomplexobj(matrix):
+    if wanted.weight is not None:
+        raise RatingsError(f"{where}: is a matrix, which has no column of weights; give a table, or four arrays")
+    if wanted.rating and np.iscomplexobj(matrix):
         raise RatingsError(f"{where}: holds complex numbers; ratings are real")
     entries = matrix.tocoo()
     if entries.ndim != 2:
@@ -25,10 +26,10 @@ def from_matrix(matrix: Any, where: str, base: int = 0) -> Columns:
     row, col = entries.row, entries.col
     if base:
         row, col = row.astype(np.int64) + base, col.astype(np.int64) + base
-    return prepared([row, col, entries.data], where)
+    return prepared(dict(zip(wanted.roles, (row, col, entries.data), strict=False)), where)
 
 
-def from_mtx(path: Path, gzipped: bool) -> Columns:
+def from_mtx(path: Path, gzipped: bool, wanted: Wanted) -> Columns:
     """The entries of a Matrix Market file; ids are indices as written in it, from 1."""
     import scipy.io
 
@@ -40,11 +41,11 @@ def from_mtx(path: Path, gzipped: bool) -> Columns:
         raise RatingsError(f"{path}: is no sound Matrix Market file: {reason}") from error
     if isinstance(matrix, np.ndarray):
         raise RatingsError(f"{path}: is a dense Matrix Market array; ratings need the coordinate form")
-    return from_matrix(matrix, str(path), base=1)
+    return from_matrix(matrix, wanted, str(path), base=1)
 
 
-def from_npz(path: Path, columns: Sequence[str] | None, need_rating: bool) -> Columns:
-    """A scipy sparse matrix (`scipy.sparse.save_npz`), or three arrays named like columns (`numpy.savez`)."""
+def from_npz(path: Path, wanted: Wanted) -> Columns:
+    """A scipy sparse matrix (`scipy.sparse.save_npz`), or arrays named like columns (`numpy.savez`)."""
     import scipy.sparse
 
     try:
@@ -52,50 +53,58 @@ def from_npz(path: Path, columns: Sequence[str] | None, need_rating: bool) -> Co
             with np.load(stream, allow_pickle=False) as stored:
                 names = list(stored.files)
                 if not {"format", "shape", "data"} <= set(names):
-                    return _chosen({name: stored[name] for name in names}, columns, need_rating, str(path))
+                    return _chosen({name: stored[name] for name in names}, wanted, str(path))
             stream.seek(0)
             matrix = scipy.sparse.load_npz(stream)
     except RatingsError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise RatingsError(f"{path}: is no .npz file of a sparse matrix or of plain arrays: {error}") from error
-    return from_matrix(matrix, str(path))
+    return from_matrix(matrix, wanted, str(path))
 
 
-def from_given(source: Any, columns: Sequence[str] | None, need_rating: bool) -> Columns:
-    """A tuple of arrays in the order user, item, rating, or a dict of arrays named like columns."""
+def from_given(source: Any, wanted: Wanted) -> Columns:
+    """A dict of arrays named like columns, or a tuple of arrays in the order of roles.
+
+    The names of columns mean nothing to a tuple: weights are its last array, and an array of ratings that are not
+    wanted may stand before them.
+    """
     where = "the given arrays"
     if isinstance(source, dict):
-        return _chosen({str(name): np.asarray(array) for name, array in source.items()}, columns, need_rating, where)
-    needed = 3 if need_rating else 2
-    if not needed <= len(source) <= 3:
-        raise RatingsError(f"{where}: are {len(source)}; give {needed}: {', '.join(ROLES[:needed])}")
-    return prepared([np.asarray(array) for array in source[:needed]], where)
+        return _chosen({str(name): np.asarray(array) for name, array in source.items()}, wanted, where)
+    roles, most = wanted.roles, 3 + wanted.weighted
+    if not len(roles) <= len(source) <= most:
+        hint = PAIRS_HINT if wanted.rating and len(source) == len(IDS) else ""
+        raise RatingsError(f"{where}: are {len(source)}; give {len(roles)}: {', '.join(roles)}{hint}")
+    arrays = dict(zip(roles, source, strict=False))
+    if wanted.weight is not None:
+        arrays["weight"] = source[-1]
+    return prepared({role: np.asarray(array) for role, array in arrays.items()}, where)
 
 
-def _chosen(arrays: Columns, columns: Sequence[str] | None, need_rating: bool, where: str) -> Columns:
+def _chosen(arrays: Columns, wanted: Wanted, where: str) -> Columns:
     names = list(arrays)
     numeric = len(names) > 2 and arrays[names[2]].dtype.kind in "biuf"
-    chosen = choose_columns(names, len(names), numeric, columns, need_rating, where)
-    return prepared([arrays[names[position]] for position in chosen], where)
+    chosen = choose_columns(names, len(names), numeric, wanted, where)
+    return prepared({role: arrays[names[position]] for role, position in chosen.items()}, where)
 
 
-def prepared(arrays: list[np.ndarray], where: str) -> Columns:
-    """Check arrays of user, item and, where there is one, rating, and give them dtypes that DuckDB reads.
+def prepared(arrays: Columns, where: str) -> Columns:
+    """Check arrays by role (see `Wanted.roles`), and give them dtypes that DuckDB reads.
 
     Raises
     ------
     RatingsError
-        They are not flat, not of one length, or of dtypes that can't be ids or ratings.
+        They are not flat, not of one length, or of dtypes that can't be ids or numbers.
     """
-    if any(array.ndim != 1 for array in arrays) or len({len(array) for array in arrays}) != 1:
-        shapes = ", ".join(str(array.shape) for array in arrays)
+    if any(array.ndim != 1 for array in arrays.values()) or len({len(array) for array in arrays.values()}) != 1:
+        shapes = ", ".join(str(array.shape) for array in arrays.values())
         raise RatingsError(f"{where}: have the shapes {shapes}; they must be flat and of one length")
     result = {}
-    for role, array, kinds in zip(ROLES, arrays, ("iufUSO", "iufUSO", "biuf"), strict=False):
+    for role, array in arrays.items():
+        kinds, needed = ("iufUSO", "integers or strings") if role in IDS else ("biuf", "numbers")
         if array.dtype.kind not in kinds:
-            wanted = "numbers" if role == "rating" else "integers or strings"
-            raise RatingsError(f"{where}: the {role} array has dtype {array.dtype}; {wanted} are needed")
+            raise RatingsError(f"{where}: the {role} array has dtype {array.dtype}; {needed} are needed")
         if array.dtype.kind == "S":
             try:
                 array = np.char.decode(array, "utf-8")

@@ -10,7 +10,18 @@ import h5py
 import numpy as np
 
 from mfpar.atomic import DiskFile
-from mfpar.blockfile import FORMAT, PARTS, SIDES, VERSION, Header, checksum_of, combined, digest, index_dtype
+from mfpar.blockfile import (
+    FORMAT,
+    PARTS,
+    SIDES,
+    VERSION,
+    Header,
+    arrays_of,
+    checksum_of,
+    combined,
+    digest,
+    index_dtype,
+)
 from mfpar.grid import Grid
 
 CHUNK = 1 << 17  # ratings in a chunk of HDF5
@@ -24,9 +35,10 @@ class BlockedWriter:
     ----------
     path : a temporary name (see `mfpar.atomic.replacing`)
     grid : Grid
+    weighted : training ratings have weights
     """
 
-    def __init__(self, path: Path, grid: Grid):
+    def __init__(self, path: Path, grid: Grid, weighted: bool = False):
         self.grid = grid
         self._cuts = dict(zip(SIDES, (grid.row_cuts, grid.col_cuts), strict=True))
         self._counts = {side: np.zeros(int(cuts[-1]), np.int64) for side, cuts in self._cuts.items()}
@@ -36,8 +48,14 @@ class BlockedWriter:
             "rows": index_dtype(grid.row_sizes),
             "cols": index_dtype(grid.col_sizes),
             "values": np.dtype(np.float32),
+            "weights": np.dtype(np.float32),
         }
-        self._parts = {part: _PartWriter(self._file.create_group(part), grid.size, dtypes) for part in PARTS}
+        self._parts = {
+            part: _PartWriter(
+                self._file.create_group(part), grid.size, {name: dtypes[name] for name in arrays_of(part, weighted)}
+            )
+            for part in PARTS
+        }
 
     def write_ids(self, side: str, ids: np.ndarray, order: np.ndarray) -> None:
         """Write one side's table.
@@ -54,7 +72,16 @@ class BlockedWriter:
         stored = ids.astype(h5py.string_dtype("utf-8", ids.dtype.itemsize)) if ids.dtype.kind == "S" else ids
         group["ids"], group["order"], group["cuts"] = stored, order, self._cuts[side].astype(np.int64)
 
-    def append(self, part: str, i: int, j: int, rows: np.ndarray, cols: np.ndarray, values: np.ndarray) -> None:
+    def append(
+        self,
+        part: str,
+        i: int,
+        j: int,
+        rows: np.ndarray,
+        cols: np.ndarray,
+        values: np.ndarray,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Append block (i, j) of a part; blocks come in row-major order, empty ones may be left out.
 
         Parameters
@@ -62,8 +89,11 @@ class BlockedWriter:
         rows, cols : integer[nnz]
             Indices inside the blocks.
         values : float32[nnz]
+        weights : float32[nnz]
+            For the training part of a weighted file, and only there.
         """
-        self._parts[part].append(i * self.grid.size + j, rows, cols, values)
+        arrays = (rows, cols, values) if weights is None else (rows, cols, values, weights)
+        self._parts[part].append(i * self.grid.size + j, *arrays)
         self._disk.check()
         if part == "train":
             for side, block, indices in (("rows", i, rows), ("cols", j, cols)):
@@ -96,7 +126,7 @@ class BlockedWriter:
 
 
 class _PartWriter:
-    """One part's three arrays, written through a buffer, with running checksums of the strip at hand."""
+    """One part's arrays, written through a buffer, with running checksums of the strip at hand."""
 
     def __init__(self, group: h5py.Group, size: int, dtypes: dict[str, Any]):
         self._group, self._size, self._dtypes = group, size, dtypes

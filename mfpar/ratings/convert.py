@@ -1,6 +1,7 @@
 """The pipeline: read sources, order and cut both sides, sort the ratings into blocks, write the blocked file."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mfpar.errors import ConfigError, RatingsError
 from mfpar.grid import Grid, balanced_cuts, default_grid
 from mfpar.ratings.blocks import BATCH, RATING_BYTES, SortedRatings, Statistics
 from mfpar.ratings.blockwriter import BlockedWriter
+from mfpar.ratings.columns import Wanted
 from mfpar.ratings.database import Database
 from mfpar.ratings.ordering import UNKNOWN, id_size, ids, interleave, number, place
 from mfpar.ratings.reading import Ratings
@@ -27,6 +29,8 @@ def convert(
     output: str | Path,
     *,
     columns: Sequence[str] | None = None,
+    implicit: bool = False,
+    weights: str | None = None,
     test: Any = None,
     test_fraction: float = 0.0,
     grid: int | None = None,
@@ -46,15 +50,19 @@ def convert(
         Files: delimited text, Parquet, Matrix Market (all also gzipped), .npz.
     output : path of the file to write
     columns : names, or positions from 1 as strings, of user, item and rating; None: found by themselves
+    implicit : the sources hold what happened: every pair is a rating of 1, whatever else they say of it
+        Two columns are enough then.
+    weights : name, or position from 1 as a string, of the column of weights; None: there are none
+        Finite numbers from 0 up. Of a tuple of arrays, which have no names, the last one is meant.
     test : like `sources`
-        Ratings to hold out.
+        Ratings to hold out; they need no weights.
     test_fraction : float, 0 ≤ test_fraction < 1
         Share of `sources` to hold out instead, chosen by a hash of seed, user id and item id.
     grid : blocks a side, at most the smaller side of the matrix; None: from the size
     seed : of the order of rows and columns, and of the held-out share
     duplicates : "error", "last" or "mean"
         What becomes of several ratings of one user for one item in the same part: refuse them, keep the last in source
-        order, or take their mean.
+        order, or take their mean, weighted if there are weights (unless all are 0), and add up the weights.
     memory : bytes that the process may take; None: DuckDB takes up to half of the machine's
     force : overwrite `output`
 
@@ -75,12 +83,13 @@ def convert(
     """
     output = Path(output)
     _check_options(test, test_fraction, grid, seed, duplicates)
+    wanted = Wanted(columns, rating=not implicit, weights=weights)
     refuse_existing(output, force, files_of(sources) + ([] if test is None else files_of(test)))
     with Database(output.absolute().parent, memory) as database:
-        ratings = Ratings(database, columns)
-        ratings.read(sources, _held(test_fraction, seed))
+        ratings = Ratings(database, wanted.weighted)
+        ratings.read(sources, wanted, _held(test_fraction, seed))
         if test is not None:
-            ratings.read(test, "true")
+            ratings.read(test, dataclasses.replace(wanted, held=True), "true")
         counts = {side: number(database, side, seed) for side in ("user", "item")}
         m, n = len(counts["user"]), len(counts["item"])
         if m == 0:
@@ -91,12 +100,15 @@ def convert(
         cuts = Grid(*(balanced_cuts(counts[side], size) for side in ("user", "item")))
         place(database, "user", cuts.row_cuts)
         place(database, "item", cuts.col_cuts)
-        ordered = SortedRatings(database, size, duplicates)
-        with replacing(output) as temporary, contextlib.closing(BlockedWriter(temporary, cuts)) as writer:
+        ordered = SortedRatings(database, size, duplicates, wanted.weighted)
+        with (
+            replacing(output) as temporary,
+            contextlib.closing(BlockedWriter(temporary, cuts, wanted.weighted)) as writer,
+        ):
             for side, table, count in (("user", "rows", m), ("item", "cols", n)):
                 _write_ids(database, writer, side, table, count)
             with database.reserving(max(ordered.largest - BATCH, 0) * RATING_BYTES):
-                header = _write_blocks(writer, ordered, cuts, seed)
+                header = _write_blocks(writer, ordered, cuts, seed, wanted)
             if duplicates == "error" and ordered.example is not None:
                 raise RatingsError(_duplicate(database, cuts, ordered.example, ordered.duplicates))
             writer.finish(header)
@@ -130,7 +142,7 @@ def _write_ids(database: Database, writer: BlockedWriter, side: str, table: str,
         writer.write_ids(table, names, np.argsort(names, kind="stable"))
 
 
-def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, seed: int) -> Header:
+def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, seed: int, wanted: Wanted) -> Header:
     statistics = Statistics()
     test = unknown = 0
     for block in ordered:
@@ -143,7 +155,8 @@ def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, see
         else:
             statistics.add(values)
             order = interleave(len(values), STREAMS)
-            writer.append("train", i, j, rows[order], cols[order], values[order])
+            weights = None if block.weights is None else block.weights[order]
+            writer.append("train", i, j, rows[order], cols[order], values[order], weights)
     return Header(
         rows=int(grid.row_cuts[-1]),
         cols=int(grid.col_cuts[-1]),
@@ -157,6 +170,8 @@ def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, see
         deviation=statistics.deviation,
         minimum=statistics.minimum,
         maximum=statistics.maximum,
+        implicit=not wanted.rating,
+        weighted=wanted.weighted,
     )
 
 

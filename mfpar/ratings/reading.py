@@ -1,4 +1,4 @@
-"""Sources → a DuckDB table of user, item and rating in source order; every error names file and line."""
+"""Sources → a DuckDB table of their ratings in source order; every error names file and line."""
 
 import bisect
 import tempfile
@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from mfpar.errors import RatingsError
-from mfpar.ratings.columns import check_columns
+from mfpar.ratings.columns import IDS, Wanted
 from mfpar.ratings.database import Database
 from mfpar.ratings.scans import Scan, open_scans
 from mfpar.ratings.sources import expand, name_of
@@ -17,46 +17,47 @@ from mfpar.ratings.sources import expand, name_of
 CHUNK = 1 << 20  # ratings handed out at a time
 LONGEST_ID = 1024  # bytes
 LARGEST = float(np.finfo(np.float32).max)
-WRONG = {side: f"strlen({side}) > {LONGEST_ID} OR contains({side}, chr(0))" for side in ("user", "item")}
+WRONG = [f"strlen({side}) > {LONGEST_ID} OR contains({side}, chr(0))" for side in IDS]
+# isfinite, as DuckDB may take a comparison for settled by a Parquet file's minimum and maximum, which skip NaN.
+SOUND = {
+    "rating": f"isfinite(rating) AND abs(rating) <= {LARGEST!r}",
+    "weight": f"isfinite(weight) AND weight >= 0 AND weight <= {LARGEST!r}",
+}
+RANGES = {"rating": "a finite number", "weight": "a finite number from 0 up"}
 
 
 class Ratings:
     """The table `ratings` of a database, filled from sources.
 
-    Its columns are user VARCHAR, item VARCHAR, rating FLOAT and held BOOLEAN (held out for testing); its rowid follows
-    the order of the sources. Every id is the text that stands for it, so that nothing is lost on the way.
+    Its columns are user VARCHAR, item VARCHAR, rating FLOAT, with weights also weight FLOAT, and held BOOLEAN (held out
+    for testing); its rowid follows the order of the sources. Every id is the text that stands for it, so that nothing
+    is lost on the way. Ratings that are not wanted, and weights in the held-out part, are 1.
 
     Parameters
     ----------
     database : Database
-    columns : Sequence[str] or None
-        As asked for by the user; see `mfpar.ratings.columns.choose_columns`.
-    need_rating : bool
-        Otherwise every rating is taken as 0.
+    weighted : bool
 
     Attributes
     ----------
     count : int
         Ratings read so far.
-
-    Raises
-    ------
-    ConfigError
-        `columns` can't be what is meant.
     """
 
-    def __init__(self, database: Database, columns: Sequence[str] | None = None, need_rating: bool = True):
-        check_columns(columns, need_rating)
-        self._database, self._columns, self._need_rating = database, columns, need_rating
+    def __init__(self, database: Database, weighted: bool = False):
+        self._database = database
+        self._numbers = ("rating", "weight") if weighted else ("rating",)
         self.count = 0
-        database.run("CREATE TABLE ratings (user VARCHAR, item VARCHAR, rating FLOAT, held BOOLEAN)")
+        numbers = ", ".join(f"{number} FLOAT" for number in self._numbers)
+        database.run(f"CREATE TABLE ratings (user VARCHAR, item VARCHAR, {numbers}, held BOOLEAN)")
 
-    def read(self, sources: Any, held: str = "false") -> None:
+    def read(self, sources: Any, wanted: Wanted, held: str = "false") -> None:
         """Append all ratings of some sources.
 
         Parameters
         ----------
         sources : path, glob pattern, scipy sparse matrix, pandas or Arrow table, tuple or dict of arrays; or a list
+        wanted : Wanted
         held : SQL
             Which of them are held out, an expression over user and item.
 
@@ -69,45 +70,46 @@ class Ratings:
         """
         for source in expand(sources):
             first, ends = self.count, []
-            with open_scans(self._database, source, self._columns, self._need_rating) as scans:
+            with open_scans(self._database, source, wanted) as scans:
                 for scan in scans:
                     self._append(scan, held)
                     ends.append(self.count)
                 if self.count == first:
-                    raise RatingsError(f"{name_of(source)}: no {'ratings' if self._need_rating else 'pairs'} found")
+                    raise RatingsError(f"{name_of(source)}: no {'ratings' if wanted.rating else 'pairs'} found")
                 self._check(first, scans, ends)
 
     def _append(self, scan: Scan, held: str) -> None:
         # Through DOUBLE whatever the source, so that the same number gives the same FLOAT.
-        # isfinite, as DuckDB may take a comparison for settled by a Parquet file's minimum and maximum, which skip NaN.
-        finite = f"CASE WHEN isfinite(rating) AND abs(rating) <= {LARGEST!r} THEN rating END"
-        select = f"SELECT {scan.user} AS user, {scan.item} AS item, try_cast({scan.rating} AS DOUBLE) AS rating"
+        found = [f"{scan.columns[side]} AS {side}" for side in IDS]
+        found += [f"try_cast({scan.columns.get(number, '1')} AS DOUBLE) AS {number}" for number in self._numbers]
+        sound = ", ".join(f"CASE WHEN {SOUND[number]} THEN {number} END" for number in self._numbers)
         with scan.reading(self._database):
             self.count += self._database.scalar(
-                f"INSERT INTO ratings SELECT user, item, {finite}, {held} FROM ({select} FROM {scan.relation})"
+                f"INSERT INTO ratings SELECT user, item, {sound}, {held} "
+                f"FROM (SELECT {', '.join(found)} FROM {scan.relation})"
             )
 
     def _check(self, first: int, scans: Sequence[Scan], ends: Sequence[int]) -> None:
         """Raise the error of the first bad rating from row `first` on."""
-        bad = self._database.scalar(
-            "SELECT min(rowid) FROM ratings WHERE rowid >= ? AND "
-            f"(user IS NULL OR item IS NULL OR rating IS NULL OR {WRONG['user']} OR {WRONG['item']})",
-            [first],
-        )
+        roles = (*IDS, *self._numbers)
+        wrong = " OR ".join([*(f"{role} IS NULL" for role in roles), *WRONG])
+        bad = self._database.scalar(f"SELECT min(rowid) FROM ratings WHERE rowid >= ? AND ({wrong})", [first])
         if bad is None:
             return
         at = bisect.bisect_right(ends, bad)
         scan, record = scans[at], bad - (ends[at - 1] if at else first)
-        ids = self._database.run(f"SELECT user, item FROM ratings WHERE rowid = {bad}")[0]
+        read = self._database.run(f"SELECT {', '.join(roles)} FROM ratings WHERE rowid = {bad}")[0]
         with scan.reading(self._database):
-            texts = ", ".join(f"CAST({column} AS VARCHAR)" for column in scan.raw)
+            texts = ", ".join(f"CAST({column} AS VARCHAR)" for column in scan.raw.values())
             raw = self._database.run(f"SELECT {texts} FROM {scan.relation} LIMIT 1 OFFSET {record}")[0]
-        raise RatingsError(f"{scan.place(record)}: {_complaint(ids, raw)}")
+        complaint = _complaint(dict(zip(roles, read, strict=True)), dict(zip(scan.raw, raw, strict=True)))
+        raise RatingsError(f"{scan.place(record)}: {complaint}")
 
 
-def _complaint(ids: tuple[str | None, ...], raw: tuple[str | None, ...]) -> str:
-    """What is wrong with a rating, from its ids as they were read, and all of it as it stands in the source."""
-    for side, value, text in zip(("user", "item"), ids, raw, strict=False):
+def _complaint(read: dict[str, Any], raw: dict[str, str | None]) -> str:
+    """What is wrong with a rating, from what was read of it, and from what stands in the source, both by role."""
+    for side in IDS:
+        value, text = read[side], raw[side]
         if value is None and not text:
             return f"the {side} id is missing"
         if value is None:
@@ -116,10 +118,11 @@ def _complaint(ids: tuple[str | None, ...], raw: tuple[str | None, ...]) -> str:
             return f"the {side} id {value[:60]!r} contains a NUL character"
         if len(value.encode()) > LONGEST_ID:
             return f"the {side} id {value[:60]!r}… is longer than {LONGEST_ID} bytes"
-    rating = raw[2] or ""
-    if not rating.strip():
-        return "the rating is missing or not a number"
-    return f"the rating {rating[:60]!r} is not a finite number of single precision"
+    number = next(role for role in RANGES if role in read and read[role] is None)
+    text = raw[number] or ""
+    if not text.strip():
+        return f"the {number} is missing or not a number"
+    return f"the {number} {text[:60]!r} is not {RANGES[number]} of single precision"
 
 
 def are_integers(column: str) -> str:
@@ -159,14 +162,14 @@ def read_chunks(
     Raises
     ------
     ConfigError, RatingsError, StorageError
-        As `Ratings` and `Ratings.read` do.
+        As `Wanted` and `Ratings.read` do.
     """
     with Database(Path(tempfile.gettempdir())) as database:
-        ratings = Ratings(database, columns, need_rating)
-        ratings.read(sources)
+        ratings = Ratings(database)
+        ratings.read(sources, Wanted(columns, need_rating))
         users, items = (
             f"CAST({side} AS BIGINT)" if database.scalar(f"SELECT {are_integers(side)} FROM ratings") else side
-            for side in ("user", "item")
+            for side in IDS
         )
         for first in range(0, ratings.count, rows):
             chunk = database.arrays(

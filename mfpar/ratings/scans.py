@@ -5,7 +5,7 @@ import glob
 import gzip
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import duckdb
 from mfpar.atomic import storage_errors
 from mfpar.errors import RatingsError
 from mfpar.ratings.arrays import Columns, from_given, from_matrix, from_mtx, from_npz
-from mfpar.ratings.columns import ROLES, choose_columns
+from mfpar.ratings.columns import IDS, Wanted, choose_columns
 from mfpar.ratings.database import Database, identifier, literal
 from mfpar.ratings.sources import damaged_gzip, look_at, name_of
 from mfpar.ratings.text import inspect
@@ -33,19 +33,16 @@ class Scan:
     Attributes
     ----------
     relation : SQL after FROM
-    user, item : SQL of the ids as VARCHAR
-    rating : SQL of the rating, of a type that casts to DOUBLE; 0 where none is wanted
-    raw : SQL of the columns as they stand there, in the order user, item, rating
+    columns : SQL of the wanted columns by role: ids as VARCHAR, numbers of a type that casts to DOUBLE
+    raw : SQL of the same as they stand there
     table : object that is registered as `given` while it is read, or None
     place : record (from 0) → where it is, for messages
     explain : DuckDB's message → one sentence
     """
 
     relation: str
-    user: str
-    item: str
-    rating: str
-    raw: tuple[str, ...]
+    columns: dict[str, str]
+    raw: dict[str, str]
     table: Any
     place: Callable[[int], str]
     explain: Callable[[str], str]
@@ -58,15 +55,13 @@ class Scan:
 
 
 @contextlib.contextmanager
-def open_scans(
-    database: Database, source: Any, columns: Sequence[str] | None, need_rating: bool
-) -> Iterator[list[Scan]]:
+def open_scans(database: Database, source: Any, wanted: Wanted) -> Iterator[list[Scan]]:
     """The scans of one source, in order; what they need is there inside the context.
 
     Parameters
     ----------
     source : Path, scipy sparse matrix, pandas or Arrow table, tuple or dict of arrays
-    columns, need_rating : see `mfpar.ratings.columns.choose_columns`
+    wanted : Wanted
 
     Raises
     ------
@@ -80,11 +75,11 @@ def open_scans(
     name = name_of(source)
     if not isinstance(source, Path):
         if hasattr(source, "tocoo"):
-            yield _slices(database, from_matrix(source, name), name)
+            yield _slices(database, from_matrix(source, wanted, name), name)
         elif isinstance(source, (tuple, dict)):
-            yield _slices(database, from_given(source, columns, need_rating), name)
+            yield _slices(database, from_given(source, wanted), name)
         elif hasattr(source, "columns") or hasattr(source, "schema"):
-            yield [_table(database, "given", source, columns, need_rating, name)]
+            yield [_table(database, "given", source, wanted, name)]
         else:
             raise RatingsError(
                 f"a source of type {type(source).__name__} can't be read as ratings; "
@@ -93,17 +88,17 @@ def open_scans(
         return
     kind, gzipped, head = look_at(source)
     if kind == "text":
-        text = inspect(source, gzipped, head, columns, need_rating)
-        raw = tuple(f"c{position}" for position in text.columns)
+        text = inspect(source, gzipped, head, wanted)
+        raw = {role: f"c{position}" for role, position in text.columns.items()}
         # A column by itself would be cast where DuckDB parses, which stops at bad numbers and miscounts the lines.
-        rating = f"nullif({raw[2]}, '')" if need_rating else "0"
-        yield [Scan(text.relation, raw[0], raw[1], rating, raw, None, text.place, text.explain)]
+        columns = {role: column if role in IDS else f"nullif({column}, '')" for role, column in raw.items()}
+        yield [Scan(text.relation, columns, raw, None, text.place, text.explain)]
     elif kind == "parquet":
         with _unpacked(source, gzipped, database.folder) as plain:
             relation = f"read_parquet({literal(glob.escape(str(plain)))})"
-            yield [_table(database, relation, None, columns, need_rating, name)]
+            yield [_table(database, relation, None, wanted, name)]
     elif kind in ("mtx", "npz"):
-        arrays = from_mtx(source, gzipped) if kind == "mtx" else from_npz(source, columns, need_rating)
+        arrays = from_mtx(source, gzipped, wanted) if kind == "mtx" else from_npz(source, wanted)
         with database.reserving(sum(array.nbytes for array in arrays.values())):
             yield _slices(database, arrays, name)
     else:
@@ -111,32 +106,18 @@ def open_scans(
 
 
 def _slices(database: Database, arrays: Columns, name: str) -> list[Scan]:
-    """Arrays of user, item and, where wanted, rating, cut so that DuckDB's copy of them stays small."""
-    need_rating = "rating" in arrays
-    count = len(arrays["user"])
-    return [
-        _table(
-            database,
-            "given",
-            {role: array[first : first + SLICE] for role, array in arrays.items()},
-            ROLES if need_rating else ROLES[:2],
-            need_rating,
-            name,
-            first,
-        )
-        for first in range(0, count, SLICE)
-    ]
+    """Arrays by role, cut so that DuckDB's copy of them stays small."""
+    wanted = Wanted(
+        [role for role in arrays if role != "weight"], "rating" in arrays, "weight" if "weight" in arrays else None
+    )
+    scans = []
+    for first in range(0, len(arrays["user"]), SLICE):
+        part = {role: array[first : first + SLICE] for role, array in arrays.items()}
+        scans.append(_table(database, "given", part, wanted, name, first))
+    return scans
 
 
-def _table(
-    database: Database,
-    relation: str,
-    table: Any,
-    columns: Sequence[str] | None,
-    need_rating: bool,
-    name: str,
-    before: int = 0,
-) -> Scan:
+def _table(database: Database, relation: str, table: Any, wanted: Wanted, name: str, before: int = 0) -> Scan:
     """A relation whose columns have names and types; `before` records of the source precede it."""
 
     def explain(message: str) -> str:
@@ -146,11 +127,15 @@ def _table(
         described = database.run(f"DESCRIBE FROM {relation}")
     names, kinds = [row[0] for row in described], [row[1] for row in described]
     numeric = len(kinds) > 2 and (kinds[2] in WHOLE | FRACTIONAL or kinds[2].startswith("DECIMAL"))
-    chosen = choose_columns(names, len(names), numeric, columns, need_rating, name)
-    user, item = (_id(names[position], kinds[position], name) for position in chosen[:2])
-    rating = _rating(names[chosen[2]], kinds[chosen[2]], name) if need_rating else "0"
-    raw = tuple(identifier(names[position]) for position in chosen)
-    return Scan(relation, user, item, rating, raw, table, lambda record: f"{name}, row {before + record + 1}", explain)
+    chosen = choose_columns(names, len(names), numeric, wanted, name)
+    columns = {
+        role: _id(names[position], kinds[position], name)
+        if role in IDS
+        else _number(names[position], kinds[position], name, f"{role}s")
+        for role, position in chosen.items()
+    }
+    raw = {role: identifier(names[position]) for role, position in chosen.items()}
+    return Scan(relation, columns, raw, table, lambda record: f"{name}, row {before + record + 1}", explain)
 
 
 def _id(column: str, kind: str, name: str) -> str:
@@ -164,12 +149,12 @@ def _id(column: str, kind: str, name: str) -> str:
     raise RatingsError(f"{name}: the column {column!r} has the type {kind}; ids are integers or strings")
 
 
-def _rating(column: str, kind: str, name: str) -> str:
+def _number(column: str, kind: str, name: str, what: str) -> str:
     if kind in WHOLE | FRACTIONAL | {"BOOLEAN"} or kind.startswith("DECIMAL"):
         return identifier(column)
     if kind == "VARCHAR" or kind.startswith("ENUM"):
         return f"CAST({identifier(column)} AS VARCHAR)"
-    raise RatingsError(f"{name}: the column {column!r} has the type {kind}; ratings are numbers")
+    raise RatingsError(f"{name}: the column {column!r} has the type {kind}; {what} are numbers")
 
 
 @contextlib.contextmanager

@@ -5,12 +5,11 @@ import glob
 import gzip
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mfpar.errors import RatingsError
-from mfpar.ratings.columns import ROLES, choose_columns, known
+from mfpar.ratings.columns import IDS, Wanted, choose_columns, known
 from mfpar.ratings.database import literal
 
 # In order of preference; a quoted field may hold the delimiter only with those that are used like commas.
@@ -26,8 +25,8 @@ class Text:
 
     Attributes
     ----------
-    columns : tuple[int, ...]
-        Positions (from 0) of user, item and, if needed, rating.
+    columns : dict[str, int]
+        Positions (from 0) of the wanted columns by role.
     """
 
     path: Path
@@ -35,7 +34,7 @@ class Text:
     delimiter: str
     header: bool
     fields: int
-    columns: tuple[int, ...]
+    columns: dict[str, int]
 
     @property
     def quoted(self) -> bool:
@@ -94,13 +93,13 @@ class Text:
         return f"{where}: can't be read: {message.splitlines()[0]}"
 
 
-def inspect(path: Path, gzipped: bool, head: bytes, columns: Sequence[str] | None, need_rating: bool) -> Text:
+def inspect(path: Path, gzipped: bool, head: bytes, wanted: Wanted) -> Text:
     """Find out how a text file is laid out.
 
     Parameters
     ----------
     head : the first bytes of the file, decompressed
-    columns, need_rating : see `mfpar.ratings.columns.choose_columns`
+    wanted : Wanted
 
     Raises
     ------
@@ -111,18 +110,18 @@ def inspect(path: Path, gzipped: bool, head: bytes, columns: Sequence[str] | Non
         raise RatingsError(f"{path}: is a binary file of no kind that can be read; give text, Parquet, .mtx or .npz")
     lines = [line for line in _lines(head) if line][:SAMPLE]
     if not lines:
-        raise RatingsError(f"{path}: is empty; lines of {', '.join(ROLES[: 3 if need_rating else 2])} are needed")
-    needed = max((int(c) for c in columns or () if c.isdecimal()), default=3 if need_rating else 2)
+        raise RatingsError(f"{path}: is empty; lines of {', '.join(wanted.roles)} are needed")
+    needed = max([len(wanted.roles), *(int(column) for column in wanted.asked if column.isdecimal())])
     delimiter = _delimiter(lines, needed)
     first, *rest = (_split(line, delimiter) for line in lines)
     if len(first) < 2:
         raise RatingsError(
             f"{path}: its first line {lines[0][:60]!r} has no delimiter: neither ::, tab, comma, semicolon, | nor space"
         )
-    header = _is_header(first, rest, columns, need_rating)
+    header = _is_header(first, rest, wanted)
     sample = (rest if header else [first])[:1]
     numeric = any(len(fields) > 2 and _number(fields[2]) for fields in sample) or not sample
-    positions = choose_columns(first if header else None, len(first), numeric, columns, need_rating, str(path))
+    positions = choose_columns(first if header else None, len(first), numeric, wanted, str(path))
     return Text(path, gzipped, delimiter, header, len(first), positions)
 
 
@@ -151,13 +150,13 @@ def _delimiter(lines: list[str], needed: int) -> str:
     return max(DELIMITERS, key=merit)  # the first of equals
 
 
-def _is_header(first: list[str], rest: list[list[str]], columns: Sequence[str] | None, need_rating: bool) -> bool:
+def _is_header(first: list[str], rest: list[list[str]], wanted: Wanted) -> bool:
     """A header names every column, and none by a number."""
-    if columns is not None and not all(column.isdecimal() for column in columns):
+    if not all(column.isdecimal() for column in wanted.asked):
         return True
     if any(_number(field) or not field.strip() for field in first):
         return False
-    if need_rating or {"user", "item"} <= {known(field) for field in first}:
+    if len(wanted.roles) > len(IDS) or set(IDS) <= {known(field) for field in first}:
         return True
     # Pairs of strings: a header shows only by numbers under it.
     return bool(rest) and any(_number(field) for field in rest[0][:2])
