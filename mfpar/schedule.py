@@ -26,9 +26,14 @@ def ring(size: int, seed: int, epoch: int) -> np.ndarray:
 
     The order is that of G raw Philox words, which no NumPy version will change.
     """
-    # Blocks' starting values use keys below 2^63 (see mfpar.shards): the top bit keeps the streams apart.
     words = np.random.Philox(key=np.array([seed, epoch | 1 << 63], np.uint64)).random_raw(size)
     return np.argsort(words, kind="stable")
+
+
+def sample_key(seed: int, epoch: int) -> np.uint64:
+    """Key of the cells that are drawn in an epoch (0: of those that held-out ratings are set against)."""
+    # With the top bit clear, where `ring` sets it: the streams keep apart.
+    return np.uint64(np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw())
 
 
 def meetings(order: np.ndarray, step: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What a rank holds of P and Q: blocks in one flat float32 buffer, each block a message that can be sent as it lies.
 
-A block of n rows is laid out as n + 1 rows of factors, then n + 1 biases (if any), then n + 1 floats for each piece of
-optimizer state. Row n is the *stranger*: never updated, it stands for every id that training has not seen, so that a
-held-out rating of an unknown id is scored like any other.
+A block of n rows is laid out as n + 1 rows of factors, then n + 1 biases (if any), then n + 1 scales of regularisation (if
+it counts per row), then n + 1 floats for each piece of optimizer state. Row n is the *stranger*: never updated, it stands
+for every id that training has not seen, so that a held-out rating of an unknown id is scored like any other.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ import numpy as np
 from mfpar.config import ModelConfig, TrainConfig
 
 LANES = 8  # a row of factors is padded with zeros to a multiple of this (see mfpar.kernels.vector)
-START_DEVIATION = 0.01  # of the starting factors: small, so that what few ratings say grows from little noise
 ALIGNMENT = 64  # bytes; of each block
 SIDES = {"rows": 0, "cols": 1}
+CHUNK = 1 << 16  # starting values drawn at a time
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,13 @@ class Layout:
 
     factors: int
     biases: bool
-    states: int  # floats of optimizer state a row
+    states: int = 0  # floats of optimizer state a row
+    scaled: bool = False  # a scale of regularisation a row
 
     @classmethod
     def of(cls, model: ModelConfig, train: TrainConfig) -> "Layout":
         """The layout that a run needs: AdaGrad keeps one running sum for each row."""
-        return cls(model.factors, model.biases, int(train.optimizer == "adagrad"))
+        return cls(model.factors, model.biases, int(train.optimizer == "adagrad"), model.reg_per == "row")
 
     @property
     def stride(self) -> int:
@@ -38,7 +39,7 @@ class Layout:
     def floats(self, size: int) -> int:
         """Floats of a block of `size` rows, the stranger and the padding to whole cache lines included."""
         per_line = ALIGNMENT // 4
-        needed = (size + 1) * (self.stride + self.biases + self.states)
+        needed = (size + 1) * (self.stride + self.biases + self.scaled + self.states)
         return -(-needed // per_line) * per_line
 
     def rows(self, block: np.ndarray, size: int) -> np.ndarray:
@@ -57,24 +58,70 @@ class Layout:
         start = (size + 1) * self.stride
         return block[start : start + size]
 
+    def scales(self, block: np.ndarray, size: int) -> np.ndarray:
+        """View float32[size] of a block's scales of regularisation; empty where there are none."""
+        start = (size + 1) * (self.stride + self.biases)
+        return block[start : start + size * self.scaled]
+
     def state(self, block: np.ndarray, size: int) -> np.ndarray:
         """View float32[states, size + 1] of a block's optimizer state."""
-        start = (size + 1) * (self.stride + self.biases)
+        start = (size + 1) * (self.stride + self.biases + self.scaled)
         return block[start : start + self.states * (size + 1)].reshape(self.states, size + 1)
 
 
-def start_block(block: np.ndarray, layout: Layout, size: int, seed: int, side: str, index: int) -> None:
-    """Fill a block with its starting values: small uniform factors, zero biases, AdaGrad sums of one.
+def start_block(
+    block: np.ndarray, layout: Layout, ids: np.ndarray, seed: int, side: str, init: str = "uniform", scale: float = 0.01
+) -> None:
+    """Fill a block with its starting values: small random factors, zero biases, AdaGrad sums of one.
 
-    The values come from Philox, a counter-based generator (Salmon et al.: Parallel random numbers: as easy as 1, 2, 3,
-    SC 2011), keyed by (seed, side, block), and from its raw bits, which no NumPy version will change.
+    Values come from a counter-based generator keyed by (seed, side, id): a row starts alike in whatever file, block or
+    rank it lies. Arithmetic alone makes them, which no version of NumPy will change.
+
+    Parameters
+    ----------
+    ids : int64[n] or bytes[n]
+        Of the block's rows.
+    side : "rows" or "cols"
+    init : "uniform", "normal" or "positive"
+        Uniform around zero, close to normal around zero (the sum of four uniform numbers), or uniform from zero on.
+    scale : float
+        Root mean square of the factors.
     """
     block[:] = 0
-    bits = np.random.Philox(key=np.array([seed, 2 * index + SIDES[side]], np.uint64)).random_raw(size * layout.factors)
-    unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)  # 24 bits fill a float32 exactly: [0, 1)
-    width = np.float32(2 * START_DEVIATION * 3**0.5)
-    layout.rows(block, size)[:] = ((unit - np.float32(0.5)) * width).reshape(size, layout.factors)
-    layout.state(block, size)[:] = 1
+    rows = layout.rows(block, len(ids))
+    lanes = np.arange(1, layout.factors + 1, dtype=np.uint64) * GOLDEN
+    for first in range(0, len(ids), CHUNK):
+        keys = _mixed(_hashed(ids[first : first + CHUNK]) ^ _mixed(np.array([seed * 2 + SIDES[side]], np.uint64)))
+        bits = _mixed(keys[:, None] + lanes)
+        if init == "normal":
+            quarters = sum((bits >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
+            unit = (quarters.astype(np.float32) * np.float32(2.0**-16) - np.float32(2 - 2**-15)) * np.float32(3**0.5)
+        else:
+            unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)  # 24 bits fill a float32: [0, 1)
+            unit = unit * np.float32(3**0.5) if init == "positive" else (unit - np.float32(0.5)) * np.float32(12**0.5)
+        rows[first : first + CHUNK] = unit * np.float32(scale)
+    layout.state(block, len(ids))[:] = 1
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 that leaves no pattern (SplitMix64: Steele, Lea, Flood, OOPSLA 2014)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def _hashed(ids: np.ndarray) -> np.ndarray:
+    """uint64[n]: of an integer itself, of a string its FNV-1a hash (Fowler, Noll, Vo), however wide it is stored."""
+    if ids.dtype.kind != "S":
+        return ids.astype(np.int64).view(np.uint64)
+    letters = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), ids.dtype.itemsize)
+    hashes = np.full(len(ids), 0xCBF29CE484222325, np.uint64)
+    for column in letters.T:
+        hashes = np.where(column > 0, (hashes ^ column) * np.uint64(0x100000001B3), hashes)
+    return hashes
 
 
 class Slots:

@@ -6,7 +6,8 @@ While it trains, z = base + bᵢ + cⱼ + pᵢ·qⱼ, and the errors keep a mean
     [base + δ + b̄ + c̄ + p̄·q̄]  +  [bᵢ − b̄ + (pᵢ − p̄)·q̄]  +  [cⱼ − c̄ + (qⱼ − q̄)·p̄]  +  (pᵢ − p̄)·(qⱼ − q̄),
 
 a model of the same form whose average row and column are zero: an unknown id, taken for the average one, contributes
-nothing. What the first bracket exceeds the mean of the ratings by goes to the biases, half to each side.
+nothing. What the first bracket exceeds the mean of the ratings (in general: the level that scores start from) by goes to the
+biases, half to each side.
 
 All sums run elementwise over whole rows or lanes, in float64 and in a fixed order, which no BLAS or SIMD width changes.
 """
@@ -42,7 +43,9 @@ class Averages:
     excess: float  # half of what the first bracket exceeds the ratings' mean by
 
     @classmethod
-    def of(cls, sums: dict[str, list[list[float]]], ratings: int, level: float) -> "Averages":
+    def of(
+        cls, sums: dict[str, list[list[float]]], ratings: int, level: float, fixed: bool = False
+    ) -> "Averages":
         """From the blocks' weighted sums of both sides.
 
         Parameters
@@ -51,10 +54,12 @@ class Averages:
         ratings : int
             How many ratings were counted.
         level : float
-            base + δ − the mean of the ratings.
+            base + δ − the level that the model's base is to be at.
+        fixed : bool
+            Factors stay where they are, because they must not be negative; only biases are moved.
         """
         means = {side: np.array(sums[side]).sum(axis=0) / ratings for side in SIDES}
-        factors = {side: mean[:-1] for side, mean in means.items()}
+        factors = {side: mean[:-1] * (not fixed) for side, mean in means.items()}
         bias = {side: float(mean[-1]) for side, mean in means.items()}
         product = float(lanes_dot(factors["rows"][None], factors["cols"])[0])
         return cls(factors, bias, (level + bias["rows"] + bias["cols"] + product) / 2)

@@ -9,6 +9,8 @@ from mfpar.blockfile import BlockedFile
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.parallel.comm import Communicator
 
+Measures = dict[str, float]
+
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -16,11 +18,13 @@ class EpochReport:
 
     epoch: int  # from 1
     seconds: float  # of training, on the slowest rank
-    seconds_evaluate: float  # of scoring the held-out part, on the slowest rank
-    train_loss: float  # mean of ½e², for the errors e met on the way, each before its update, less their mean
-    train_rmse: float  # of the same errors
-    test_rmse: float | None  # None without a held-out part
+    seconds_evaluate: float  # of scoring the held-out parts, on the slowest rank
+    train_loss: float  # mean value of the loss, of scores met on the way, each before its update (docs/method.md)
+    train_rmse: float | None  # of the same scores; None for all but squared loss
+    test: Measures | None  # by name, the loss's deciding measure first; None without a held-out part
+    test_rmse: float | None  # also in `test`; None where the loss is not measured by it
     test_mae: float | None
+    validation: Measures | None  # as `test`, of the part of the training ratings that is held out for it
     updates_per_second: float
     lr: float
     seconds_waiting: float  # for messages while training, mean over ranks
@@ -32,11 +36,11 @@ class EpochReport:
 
 
 def describe_run(file: BlockedFile, model: ModelConfig, train: TrainConfig, comm: Communicator) -> dict[str, Any]:
-    """Configuration, data and versions of a run, as plain JSON values."""
+    """Configuration (nothing left open), data and versions of a run, as plain JSON values."""
     header = file.header
     return {
         "model": model.as_dict(),
-        "train": train.as_dict() | {"lr": train.rate},
+        "train": train.as_dict(),
         "ranks": comm.size,
         "data": str(file.path),
         "data_checksum": file.checksum,

@@ -13,7 +13,7 @@ import numpy as np
 from mfpar.grid import Grid, owner, span
 from mfpar.parallel.comm import Communicator, Message, Pending
 from mfpar.schedule import meetings
-from mfpar.shards import Layout, Slots, start_block
+from mfpar.shards import Layout, Slots
 
 COMING_IN = 2
 
@@ -28,11 +28,11 @@ class Rotation:
     ----------
     grid, layout : Grid, Layout
     comm : Communicator
-    seed : int
-        Of the starting values.
+    fill : function of a block's buffer float32[:] and its number
+        Writes the starting values of a column-block.
     """
 
-    def __init__(self, grid: Grid, layout: Layout, comm: Communicator, seed: int):
+    def __init__(self, grid: Grid, layout: Layout, comm: Communicator, fill: Callable[[np.ndarray, int], None]):
         self._comm = comm
         self._size = grid.size
         self._first, self._last = span(grid.size, comm.size, comm.rank)
@@ -40,12 +40,31 @@ class Rotation:
         self._lengths = np.array([layout.floats(int(size)) for size in grid.col_sizes])
         held = self._last - self._first
         self.slots = Slots([int(self._lengths.max())] * (held + COMING_IN * (comm.size > 1)))
-        self._order = np.arange(grid.size)  # the column-block at each row-block's place
+        self._fill = fill
+        self.order = np.arange(grid.size)  # the column-block at each row-block's place, between epochs
         self._slot_of = list(range(held))  # of each of this rank's places
         self._spare = list(range(held, held + COMING_IN * (comm.size > 1)))
-        for place in range(held):
-            j = self._first + place
-            start_block(self._block(place, j), layout, int(self._col_sizes[j]), seed, "cols", j)
+        self.restart()
+
+    def restart(self) -> None:
+        """Write the starting values into the column-blocks, each at home. Local."""
+        self.order = np.arange(self._size)
+        for block, j in zip(self.held(), range(self._first, self._last), strict=True):
+            self._fill(block, j)
+
+    def held(self, order: np.ndarray | None = None) -> list[np.ndarray]:
+        """Views of the blocks that lie on this rank between epochs, by place; as in another `order`, if one is given.
+
+        Whoever writes all of them on all ranks, as they lay in another order, sets `order` to it.
+        """
+        order = self.order if order is None else order
+        return [
+            self._block(slot, int(order[place])) for place, slot in enumerate(self._slot_of, self._first)
+        ]
+
+    def starts(self) -> np.ndarray:
+        """int64[places]: where in `slots.buffer` the column-block of each place begins."""
+        return self.slots.starts[self._slot_of]
 
     def block(self, j: int) -> np.ndarray:
         """View of column-block j, which must be at home: at the place of row-block j of this rank."""
@@ -64,7 +83,7 @@ class Rotation:
             if coming and held == 1:  # the block that comes in is the very one that leaves next
                 coming.wait()
                 coming = None
-            starts = self.slots.starts[self._slot_of]
+            starts = self.starts()
             counts = self._col_sizes[met] + 1
             visit(0, 1, met, starts, counts)
             leaving = self._hand_on(meetings(order, step + 1))
@@ -106,9 +125,9 @@ class Rotation:
         room for more. Room is never lost, so some rank that still expects blocks always has some, and whatever it
         takes in has been offered already: the exchange can't come to a halt.
         """
-        place_before, place_after = np.argsort(self._order), np.argsort(order)
+        place_before, place_after = np.argsort(self.order), np.argsort(order)
         mine = np.arange(self._first, self._last)
-        slot_by_block = {int(self._order[i]): self._slot_of[i - self._first] for i in mine}
+        slot_by_block = {int(self.order[i]): self._slot_of[i - self._first] for i in mine}
         expected = [int(j) for j in order[mine] if int(j) not in slot_by_block]
         flights: list[tuple[Pending, int | None]] = []  # with the slot that becomes free, if any
         for j, slot in list(slot_by_block.items()):
@@ -126,7 +145,7 @@ class Rotation:
             self._spare += [slot for (_, slot), done in zip(flights, landed, strict=True) if done and slot is not None]
             flights = [flight for flight, done in zip(flights, landed, strict=True) if not done]
         self._slot_of = [slot_by_block[int(j)] for j in order[mine]]
-        self._order = order
+        self.order = order
 
 
 def _any_arrived(flights: list[tuple[Pending, int | None]]) -> bool:

@@ -1,6 +1,27 @@
 """Compiled inner loops: arrays and scalars in, sums out. The only place that knows Numba."""
 
-from mfpar.kernels.score import score_kernel
+from mfpar.kernels.dense import dense_kernel
+from mfpar.kernels.kind import (
+    ABSOLUTES,
+    COUNTED,
+    DESCENT,
+    LOSS,
+    REFUSED,
+    RIGHT,
+    SCORES,
+    SQUARES,
+    SUMS,
+    VALUE,
+    Kind,
+    Knobs,
+)
+from mfpar.kernels.objective import link_kernel, register
+from mfpar.kernels.pairs import pairs_kernel
+from mfpar.kernels.score import contrast_kernel, score_kernel
 from mfpar.kernels.update import update_kernel
 
-__all__ = ["score_kernel", "update_kernel"]
+__all__ = [
+    "ABSOLUTES", "COUNTED", "DESCENT", "LOSS", "REFUSED", "RIGHT", "SCORES", "SQUARES", "SUMS", "VALUE",
+    "Kind", "Knobs", "contrast_kernel", "dense_kernel", "link_kernel", "pairs_kernel", "register", "score_kernel",
+    "update_kernel",
+]  # fmt: skip

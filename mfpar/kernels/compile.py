@@ -14,16 +14,24 @@ from typing import Any
 
 from numba import njit
 
+import mfpar.losses
+
 
 @functools.cache
 def _sources_digest() -> str:
     sha = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(mfpar.losses.__file__)):
         sha.update(source.read_bytes())
     return sha.hexdigest()[:12]
 
 
-def compiled(specialisation: str, signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+inlined = njit(nogil=True, error_model="numpy", forceinline=True)
+inlined.__doc__ = "Decorate a function that kernels call: it becomes a part of them."
+
+
+def compiled(
+    specialisation: str, signature: Any, cached: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a kernel: compile it now for `signature`, or load it from the cache.
 
     Parameters
@@ -32,13 +40,15 @@ def compiled(specialisation: str, signature: Any) -> Callable[[Callable[..., Any
         Tells apart the kernels that one factory makes; must name every constant that the kernel closes over.
     signature : Numba signature
         The only one that the kernel takes.
+    cached : bool
+        False for a kernel that depends on what no name can tell.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         function.__qualname__ = f"{function.__name__}_{specialisation}_{_sources_digest()}"
         compile_with = functools.partial(njit, signature, nogil=True, error_model="numpy")
         try:
-            return compile_with(cache=True)(function)
+            return compile_with(cache=cached)(function)
         except RuntimeError as error:
             if "no locator available" not in str(error):
                 raise

@@ -1,16 +1,22 @@
-"""One pass of stochastic gradient descent over blocks of ratings, squared loss.
+"""One pass of stochastic gradient descent over blocks of ratings, for losses that are sums over cells.
 
-For a rating r of row i and column j, with z = base + bᵢ + cⱼ + pᵢ·qⱼ and e = r − z, a step of rate η and
-regularisation λ goes down the gradient of ½e² + ½λ(|pᵢ|² + |qⱼ|² + bᵢ² + cⱼ²)::
+For a rating r of row i and column j, with the score z = base + bᵢ + cⱼ + pᵢ·qⱼ and e = −∂value(r, z)/∂z (for squared
+loss the error r − z), a step of rate η and regularisation λ goes down the gradient of
+value + ½λ(|pᵢ|² + |qⱼ|² + bᵢ² + cⱼ²)::
 
     pᵢ ← pᵢ + η(e qⱼ − λ pᵢ)        bᵢ ← bᵢ + η(e − λ bᵢ)        and so for qⱼ, cⱼ, with the old pᵢ
 
-(Koren, Bell, Volinsky: Matrix factorization techniques for recommender systems, IEEE Computer 42(8), 2009). AdaGrad
-divides η by the root of one running sum for each row and column, of its squared gradients' mean over the factors
-(Chin, Zhuang, Juan, Lin: A learning-rate schedule for stochastic gradient methods to matrix factorization, PAKDD 2015).
-Its bias goes at the same rate: with a sum of its own it would stop long before its row has settled.
+(Koren, Bell, Volinsky: Matrix factorization techniques for recommender systems, IEEE Computer 42(8), 2009), every λ and
+every η of P, Q, b and c by itself. L1 regularisation and non-negativity are proximal: after the step lanes are moved
+towards zero, and those below zero are set to it (Duchi, Singer: Efficient online and batch learning using forward
+backward splitting, JMLR 2009).
 
-The squared norm of a gradient costs no second pass: |λp − eq|² = λ²|p|² − 2λe p·q + e²|q|².
+AdaGrad divides η by the root of one running sum for each row and column, of its squared gradients' mean over the factors
+(Chin, Zhuang, Juan, Lin: A learning-rate schedule for stochastic gradient methods to matrix factorization, PAKDD 2015).
+Its bias goes at the same rate: with a sum of its own it would stop long before its row has settled. The squared norm of
+a gradient costs no second pass: |λp − eq|² = λ²|p|² − 2λe p·q + e²|q|².
+
+A *checked* kernel refuses and counts the steps whose gradient is not finite: it finds out what a loss can't stand.
 """
 
 import functools
@@ -18,35 +24,28 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import types
 
-from mfpar.kernels.compile import compiled
-from mfpar.kernels.vector import add_scaled, dot, load, prefetch, scale, store
+from mfpar.kernels.kind import COUNTED, DESCENT, REFUSED, VALUE, Kind, step_types
+from mfpar.kernels.objective import compiled_for, gradient, value
+from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
+from mfpar.kernels.vector import add_scaled, dot, get, load, not_below_zero, prefetch, put, scale, shrink, store
 
 # How far ahead to ask for memory, in ratings: for the arrays of ratings (which the hardware's prefetcher loses at every
 # 4 KB), and for rows of P and Q. Asking changes no bit.
-FAR, NEAR, PER_LINE = 512, 64, 16
+FAR, NEAR, LINE = 512, 64, 16
+
+LARGEST = np.finfo(np.float32).max
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 
 @functools.cache
-def update_kernel(
-    stride: int, factors: int, biases: bool, adagrad: bool, row_dtype: str, col_dtype: str
-) -> Callable[..., Any]:
+def update_kernel(kind: Kind) -> Callable[..., Any]:
     """Compile `update` for constants of the model.
-
-    Parameters
-    ----------
-    stride : int
-        Floats from one row of factors to the next: `factors` rounded up to a multiple of 8.
-    factors : int
-    biases, adagrad : bool
-    row_dtype, col_dtype : str
-        "uint16" or "uint32".
 
     Returns
     -------
-    update(first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, base, lr, reg,
-    sums), which visits the blocks (i, met[i]) for i in first … last − 1, in this order, each once:
+    update(first, last, met, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_starts, q_counts, knobs,
+    origin, key, sums), which visits the blocks (i, met[i]) for i in first … last − 1, in this order, each once:
 
     met : int64[B]
         Column-block that each of the B row-blocks meets.
@@ -54,74 +53,125 @@ def update_kernel(
         Block (i, j) has the ratings offsets[i, j] … offsets[i, j + 1] − 1.
     rows, cols : row_dtype[nnz], col_dtype[nnz]
     values : float32[nnz]
+    weights : float32[nnz], or float32[0] where the kind is not weighted
     P, Q : float32[:]
         Blocks one behind another, each as `mfpar.shards.Layout` says.
     p_starts, p_counts : int64[B]
         Where row-block i begins in P, and its number of rows.
     q_starts, q_counts : int64[B]
         The same of the column-block that row-block i meets.
-    base, lr, reg : float32
-    sums : float64[B, 2]
-        sums[i] grows by the block's Σe² and, with biases, Σe.
+    knobs : Knobs
+    origin : int64
+        Number of row-block 0 in the whole grid.
+    key : uint64
+        Of the epoch's samples.
+    sums : float64[B, SUMS]
+        sums[i] grows as `mfpar.kernels.kind` says.
     """
-    one = np.float32(1.0)
-    share = np.float32(1.0 / factors)
-    two = np.float32(2.0)
+    stride, loss, biases, adagrad = kind.stride, kind.loss, kind.biases, kind.adagrad
+    every, weighted, scaled, l1, nonnegative = kind.every, kind.weighted, kind.scaled, kind.l1, kind.nonnegative
+    sampled, dense, checked = kind.cells == "sampled", kind.cells == "all", kind.checked
 
-    @compiled(
-        f"k{factors}_{'biases' if biases else 'plain'}_{'adagrad' if adagrad else 'sgd'}_{row_dtype}_{col_dtype}",
-        types.void(
-            *(types.int64, types.int64, types.int64[::1], types.int64[:, ::1]),
-            *(getattr(types, row_dtype)[::1], getattr(types, col_dtype)[::1], types.float32[::1]),
-            *(types.float32[::1], types.int64[::1], types.int64[::1]) * 2,
-            *(types.float32, types.float32, types.float32, types.float64[:, ::1]),
-        ),
-    )
+    @compiled_for(loss, kind.name, step_types(kind))
     def update(
-        first, last, met, offsets, rows, cols, values, P, p_starts, p_counts, Q, q_starts, q_counts, base, lr, reg, sums
+        first, last, met, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_starts, q_counts, knobs,
+        origin, key, sums,
     ):  # fmt: skip
-        p_rate = q_rate = lr
+        p_rate, q_rate, b_rate, c_rate = knobs.p_rate, knobs.q_rate, knobs.b_rate, knobs.c_rate
+        p_reg, q_reg, b_reg, c_reg = knobs.p_reg, knobs.q_reg, knobs.b_reg, knobs.c_reg
         for i in range(first, last):
             p_block, q_block = p_starts[i], q_starts[i]
             b_block, c_block = p_block + p_counts[i] * stride, q_block + q_counts[i] * stride
-            squares = total = 0.0
-            end = offsets[i, met[i] + 1]
-            for t in range(offsets[i, met[i]], end):
-                if t % PER_LINE == 0:
+            # Behind the biases: the scales of regularisation, then AdaGrad's sums.
+            p_scales, q_scales = b_block + biases * p_counts[i], c_block + biases * q_counts[i]
+            p_sums, q_sums = p_scales + scaled * p_counts[i], q_scales + scaled * q_counts[i]
+            total = descent = 0.0
+            counted = 0
+            begin, end = offsets[i, met[i]], offsets[i, met[i] + 1]
+            if sampled:
+                shift = shift_for(end - begin)
+                table = empty_table(shift)
+                insert(table, shift, rows, cols, begin, end)
+                samples = stream(key, origin + i, met[i])
+            for t in range(begin, end):
+                if (t - begin) % LINE == 0:
                     prefetch(rows, t + FAR, 1)
                     prefetch(cols, t + FAR, 1)
                     prefetch(values, t + FAR, 1)
                 ahead = min(t + NEAR, end - 1)
-                prefetch(P, p_block + np.int64(rows[ahead]) * stride, stride)
-                prefetch(Q, q_block + np.int64(cols[ahead]) * stride, stride)
-                row, col = np.int64(rows[t]), np.int64(cols[t])
-                p_at, q_at = p_block + row * stride, q_block + col * stride
-                p, q = load(P, p_at, stride), load(Q, q_at, stride)
-                product = dot(p, q)
-                e = values[t] - base
-                if biases:
-                    b_at, c_at = b_block + row, c_block + col
-                    b, c = P[b_at], Q[c_at]
-                    e -= b + c
-                e -= product
-                if biases:
-                    b_gradient, c_gradient = e - reg * b, e - reg * c
-                if adagrad:
-                    # The running sums lie behind the biases.
-                    s_at, t_at = b_block + biases * p_counts[i] + row, c_block + biases * q_counts[i] + col
-                    p_norm, q_norm, cross = dot(p, p), dot(q, q), two * reg * e * product
-                    P[s_at] += share * max(reg * reg * p_norm - cross + e * e * q_norm, np.float32(0.0))
-                    Q[t_at] += share * max(reg * reg * q_norm - cross + e * e * p_norm, np.float32(0.0))
-                    p_rate, q_rate = lr / np.sqrt(P[s_at]), lr / np.sqrt(Q[t_at])
-                if biases:
-                    P[b_at] = b + p_rate * b_gradient
-                    Q[c_at] = c + q_rate * c_gradient
-                store(P, p_at, add_scaled(scale(p, one - p_rate * reg), q, p_rate * e))
-                store(Q, q_at, add_scaled(scale(q, one - q_rate * reg), p, q_rate * e))
-                squares += np.float64(e) * np.float64(e)
-                if biases:
-                    total += np.float64(e)
-            sums[i, 0] += squares
-            sums[i, 1] += total
+                prefetch(P, p_block + np.int64(get(rows, ahead)) * stride, stride)
+                prefetch(Q, q_block + np.int64(get(cols, ahead)) * stride, stride)
+                row, col, r = np.int64(get(rows, t)), np.int64(get(cols, t)), get(values, t)
+                w = get(weights, t) if weighted else ONE
+                for n in range(1 + sampled):
+                    if sampled and n:
+                        col = draw(samples, t - begin, q_counts[i] - 1)
+                        r, w = knobs.target, knobs.weight
+                        if has_rating(table, row, col, shift):
+                            continue
+                    p_at, q_at = p_block + row * stride, q_block + col * stride
+                    p, q = load(P, p_at, stride), load(Q, q_at, stride)
+                    product = dot(p, q)
+                    z = knobs.base
+                    if biases:
+                        b_at, c_at = b_block + row, c_block + col
+                        b, c = get(P, b_at), get(Q, c_at)
+                        z += b + c
+                    z += product
+                    e = -gradient(loss, r, z)
+                    if weighted or sampled:
+                        e *= w
+                    if dense:  # all cells count as free ones elsewhere (mfpar.kernels.dense): not so this one
+                        e -= knobs.weight * (knobs.target - z)
+                    if checked and not abs(e) <= LARGEST:
+                        if sums[i, REFUSED] == 0:
+                            sums[i, REFUSED + 1], sums[i, REFUSED + 2] = r, z
+                        sums[i, REFUSED] += 1
+                        continue
+                    if scaled:
+                        p_scale, q_scale = get(P, p_scales + row), get(Q, q_scales + col)
+                        p_reg, b_reg = knobs.p_reg * p_scale, knobs.b_reg * p_scale
+                        q_reg, c_reg = knobs.q_reg * q_scale, knobs.c_reg * q_scale
+                    if adagrad:
+                        s_at, t_at = p_sums + row, q_sums + col
+                        p_norm, q_norm, cross = dot(p, p), dot(q, q), TWO * e * product
+                        p_square = max(p_reg * p_reg * p_norm - p_reg * cross + e * e * q_norm, ZERO)
+                        q_square = max(q_reg * q_reg * q_norm - q_reg * cross + e * e * p_norm, ZERO)
+                        p_sum = get(P, s_at) + knobs.share * p_square
+                        q_sum = get(Q, t_at) + knobs.share * q_square
+                        put(P, s_at, p_sum)
+                        put(Q, t_at, q_sum)
+                        p_root, q_root = np.sqrt(p_sum), np.sqrt(q_sum)
+                        p_rate, q_rate = knobs.p_rate / p_root, knobs.q_rate / q_root
+                        b_rate, c_rate = knobs.b_rate / p_root, knobs.c_rate / q_root
+                    if biases:
+                        b += b_rate * (e - b_reg * b)
+                        c += c_rate * (e - c_reg * c)
+                        if l1:
+                            b = max(b - b_rate * knobs.b_l1, ZERO) + min(b + b_rate * knobs.b_l1, ZERO)
+                            c = max(c - c_rate * knobs.c_l1, ZERO) + min(c + c_rate * knobs.c_l1, ZERO)
+                        put(P, b_at, b)
+                        put(Q, c_at, c)
+                    p_next = add_scaled(scale(p, ONE - p_rate * p_reg), q, p_rate * e)
+                    q_next = add_scaled(scale(q, ONE - q_rate * q_reg), p, q_rate * e)
+                    if l1:
+                        p_next, q_next = shrink(p_next, p_rate * knobs.p_l1), shrink(q_next, q_rate * knobs.q_l1)
+                    if nonnegative:
+                        p_next, q_next = not_below_zero(p_next), not_below_zero(q_next)
+                    store(P, p_at, p_next)
+                    store(Q, q_at, q_next)
+                    if every == 1 or (t - begin) % every == 0:
+                        worth = value(loss, r, z)
+                        if weighted or sampled:
+                            worth *= np.float64(w)
+                        if dense:
+                            worth -= 0.5 * np.float64(knobs.weight) * np.float64(knobs.target - z) ** 2
+                        total += worth
+                        counted += n == 0
+                    if biases:
+                        descent += np.float64(e)
+            sums[i, VALUE] += total
+            sums[i, COUNTED] += counted
+            sums[i, DESCENT] += descent
 
     return update

@@ -1,11 +1,11 @@
-"""A row of factors held in vector registers: the five operations that kernels are written with.
+"""A row of factors held in vector registers: the operations that kernels are written with.
 
 Each operation spells out its rounding steps in LLVM IR (explicit fused multiply-adds, a reduction tree of fixed shape)
 and carries no fast-math flag. LLVM then has nothing to contract or reorder, so a kernel yields the same bits wherever
 it is inlined and on every CPU that computes in IEEE 754. How many lanes a vector has follows from the row, not from the
 machine: a CPU with narrower registers executes each operation in pieces.
 
-A row has `stride` floats, a multiple of 8; lanes beyond the factors hold zeros and stay zero under all five operations.
+A row has `stride` floats, a multiple of 8; lanes beyond the factors hold zeros and stay zero under all of them.
 """
 
 from llvmlite import ir
@@ -52,6 +52,16 @@ def fused(builder, x, y, z):
     return builder.call(
         cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type] * 3), name), [x, y, z]
     )
+
+
+def larger(builder, x, y):
+    """The larger of two vectors, lane by lane; y where x is not a number."""
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def smaller(builder, x, y):
+    """The smaller of two vectors, lane by lane; y where x is not a number."""
+    return builder.select(builder.fcmp_ordered("<", x, y), x, y)
 
 
 def panels_of(builder, row_type, row):
@@ -110,6 +120,29 @@ def prefetch(typing, array, start, count):
 
 
 @intrinsic
+def get(typing, array, index):
+    """array[index] of a flat array, index ≥ 0: Numba's own indexing spends a third of a kernel on negative indices."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [args[1]]))
+
+    return array.dtype(array, types.int64), codegen
+
+
+@intrinsic
+def put(typing, array, index, value):
+    """array[index] = value; see `get`."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        builder.store(args[2], builder.gep(data, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, array.dtype), codegen
+
+
+@intrinsic
 def store(typing, array, start, row):
     """array[start : start + stride] = row."""
 
@@ -143,6 +176,33 @@ def add_scaled(typing, row, other, scalar):
         return assemble(builder, row, [fused(builder, other, factor, panel) for panel, other in pairs])
 
     return row(row, row, types.float32), codegen
+
+
+@intrinsic
+def shrink(typing, row, threshold):
+    """Each lane moved towards zero by `threshold` ≥ 0, and no further (soft thresholding)."""
+
+    def codegen(context, builder, signature, args):
+        limit = splat(builder, args[1], row.width)
+        lower = builder.fneg(limit)
+        panels = []
+        for panel in panels_of(builder, row, args[0]):
+            inside = larger(builder, smaller(builder, panel, limit), lower)
+            panels.append(builder.fsub(panel, inside))
+        return assemble(builder, row, panels)
+
+    return row(row, types.float32), codegen
+
+
+@intrinsic
+def not_below_zero(typing, row):
+    """Each lane, or zero where it is negative."""
+
+    def codegen(context, builder, signature, args):
+        zero = ir.Constant(vector(row.width), None)
+        return assemble(builder, row, [larger(builder, panel, zero) for panel in panels_of(builder, row, args[0])])
+
+    return row(row), codegen
 
 
 @intrinsic

@@ -1,0 +1,85 @@
+"""Copies of the model to go back to: in memory where that is ample, on the disk beside the output where it is not.
+
+Each rank copies what it holds, where it holds it, so that neither keeping nor going back sends a message.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mfpar.atomic import storage_errors
+
+AMPLE = 4  # copies stay in memory if it has room for so many times all that could exist at a time
+ROLES = ("last", "best")
+
+
+class Copies:
+    """The states that a rank may want back, by role.
+
+    Parameters
+    ----------
+    beside : Path
+        Copies on the disk are temporary files beside this one.
+    in_memory : bool
+        Where they go.
+    """
+
+    def __init__(self, beside: Path, in_memory: bool):
+        self._beside, self._in_memory = beside, in_memory
+        self._kept: dict[str, int] = {}  # number of the copy, by role
+        self._copies: dict[int, list[np.ndarray] | Path] = {}
+        self._count = 0
+
+    def keep(self, roles: Sequence[str], arrays: Iterable[np.ndarray]) -> None:
+        """Copy float32 arrays for these roles; what the roles meant before is dropped.
+
+        Raises
+        ------
+        StorageError
+            The disk is full, or the folder can't be written to.
+        """
+        self._count += 1
+        if self._in_memory:
+            self._copies[self._count] = [array.copy() for array in arrays]
+        else:
+            path = self._beside.with_name(f".{self._beside.name}.{secrets.token_hex(4)}.copy.tmp")
+            self._copies[self._count] = path
+            with storage_errors(path), path.open("wb") as file:
+                for array in arrays:
+                    file.write(np.ascontiguousarray(array).data)
+        self._kept.update(dict.fromkeys(roles, self._count))
+        for number in set(self._copies) - set(self._kept.values()):
+            self._drop(number)
+
+    def restore(self, role: str, arrays: Iterable[np.ndarray]) -> None:
+        """Write a copy back into arrays of the shapes that were kept."""
+        copy = self._copies[self._kept[role]]
+        if isinstance(copy, Path):
+            with storage_errors(copy), copy.open("rb") as file:
+                for array in arrays:
+                    array[:] = np.fromfile(file, np.float32, array.size).reshape(array.shape)
+        else:
+            for array, kept in zip(arrays, copy, strict=True):
+                array[:] = kept
+
+    def close(self) -> None:
+        """Drop all copies."""
+        for number in list(self._copies):
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        copy = self._copies.pop(number)
+        if isinstance(copy, Path):
+            copy.unlink(missing_ok=True)
+
+
+def memory_is_ample(wanted: int, ranks_here: int) -> bool:
+    """Whether the ranks of this node have room for copies of `wanted` bytes each, and much more."""
+    try:
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return False
+    return AMPLE * len(ROLES) * wanted * ranks_here <= pages

@@ -1,0 +1,221 @@
+"""The course of a run: its epochs, and what to do when one of them goes wrong or no longer helps.
+
+Every decision is taken on sums that are the same on any number of ranks and threads, so that all ranks take the same one
+and the bits stay what they are.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mfpar.engine.copies import Copies, memory_is_ample
+from mfpar.engine.rates import Rates
+from mfpar.engine.report import EpochReport, Measures
+from mfpar.engine.training import Pass, Training
+from mfpar.errors import ConfigError, DivergedError
+from mfpar.metrics import more_is_better
+
+EXPLODED = 3.0  # times the loss of the starting values, beyond which training has diverged though all is finite still
+REPAIRS = 12  # in a row, each two with more halvings of the rate than the two before: 42 in all
+REJECTIONS = 10  # of the bold driver in a row: a step a thousand times smaller that does not help either
+TRIED_RATES = tuple(2.0**power for power in range(4, -7, -1))  # times the loss's own, by --lr auto
+
+Notify = Callable[[str, dict[str, Any]], None]  # kind of event, and what it says
+
+
+class Course:
+    """Runs the epochs of a training. Collective.
+
+    Parameters
+    ----------
+    training : Training
+    beside : Path
+        Where copies go that do not fit the memory: the output of the run.
+    on_epoch : called on each rank with the same report after every epoch that stands
+    notify : called on each rank with "retry" and {"epoch", "lr", "message"} when an epoch is undone, with "warning" and
+        {"message"} when there is something to know
+    """
+
+    def __init__(
+        self, training: Training, beside: Path, on_epoch: Callable[[EpochReport], None], notify: Notify
+    ):
+        self._training, self._train = training, training.train
+        self._on_epoch, self._notify, self._beside = on_epoch, notify, beside
+        self._start_loss = _or_infinite(self._first_loss())
+        self._rates = Rates(self._train, self._first_rate())
+        self._positions: dict[str, Any] = {}  # what belongs to each copy
+        self._best: float | None = None
+        self._best_epoch = 0
+
+    def run(self) -> None:
+        """Run all epochs and finish the training.
+
+        Raises
+        ------
+        DivergedError
+            An epoch diverged at whatever rate.
+        ConfigError
+            The loss's own code yields something that is not a number.
+        """
+        with self._copying() as copies:
+            loss, epoch, rejected = self._start_loss, 1, 0
+            while epoch <= self._train.epochs:
+                done = self._sound_pass(epoch, copies)
+                if self._rates.bold and not done.loss < loss and epoch > 1:
+                    rejected += 1
+                    self._undo(copies, epoch, 1, f"epoch {epoch} did not lower the loss ({loss:.6g} → {done.loss:.6g})")
+                    if rejected == REJECTIONS:
+                        self._notify("warning", {"message": f"no step lowers the loss any more: ends in epoch {epoch}"})
+                        break
+                    continue
+                rejected, loss = 0, done.loss
+                validation = self._report(epoch, done)
+                improved = self._improves(validation, epoch)
+                if self._train.patience is not None and epoch - self._best_epoch >= self._train.patience:
+                    break
+                if epoch < self._train.epochs or improved:
+                    self._keep(copies, ["last", *(["best"] if improved and self._train.patience else [])])
+                self._rates.advance(epoch)
+                epoch += 1
+            if self._train.patience is not None and self._best_epoch:
+                self._go_back(copies, "best")
+        self._training.finish()
+
+    def _sound_pass(self, epoch: int, copies: Copies) -> Pass:
+        """One pass that did not diverge, at as small a rate as that takes."""
+        for attempt in range(REPAIRS + 1):
+            done = self._training.run_epoch(epoch, self._knobs())
+            if done.loss <= self._start_loss + (EXPLODED - 1) * abs(self._start_loss) + self._negligible:
+                return done
+            if not math.isfinite(done.loss) and not self._training.objective.loss.builtin:
+                self._blame(epoch, copies)
+            rate = self._rates.now
+            if attempt == REPAIRS:
+                break
+            self._undo(copies, epoch, attempt // 2 + 1, f"epoch {epoch} diverged at learning rate {rate:g}")
+        raise DivergedError(f"training diverged in epoch {epoch} even at learning rate {rate:g}: use a smaller --lr")
+
+    @property
+    def _negligible(self) -> float:
+        """A mean loss that no data can call an explosion."""
+        objective = self._training.objective
+        return 1e-3 * objective.unit**objective.loss.degree
+
+    def _blame(self, epoch: int, copies: Copies) -> None:
+        """Raise ConfigError if it is the loss that returned something not finite, for a score that was."""
+        self._restore(copies, epoch)
+        done, loss = self._training.run_epoch(epoch, self._knobs(), checked=True), self._training.objective.loss
+        if done.refused and all(map(math.isfinite, done.refused)):
+            r, z = done.refused
+            raise ConfigError(
+                f"{loss.where()}: its gradient is not a finite number for rating {r:g} and score {z:g} (epoch {epoch})"
+            )
+        if not done.refused and done.finite and not math.isfinite(done.loss):
+            raise ConfigError(
+                f"{loss.where('value')}: its value is not a finite number for some rating and score (epoch {epoch})"
+            )
+
+    def _undo(self, copies: Copies, epoch: int, halvings: int, why: str) -> None:
+        """Go back to the end of the epoch before, with a smaller rate, and say so."""
+        self._restore(copies, epoch)
+        self._rates.cut(halvings)
+        back = f"the end of epoch {epoch - 1}" if epoch > 1 else "the start"
+        message = f"{why}: back to {back}, with learning rate {self._rates.now:g}"
+        self._notify("retry", {"epoch": epoch, "lr": self._rates.now, "message": message})
+
+    def _restore(self, copies: Copies, epoch: int) -> None:
+        if epoch == 1:
+            self._training.restart()
+        else:
+            self._go_back(copies, "last")
+
+    def _keep(self, copies: Copies, roles: list[str]) -> None:
+        copies.keep(roles, self._training.state())
+        self._positions.update(dict.fromkeys(roles, self._training.position))
+
+    def _go_back(self, copies: Copies, role: str) -> None:
+        order, _ = self._positions[role]
+        copies.restore(role, self._training.state(order))
+        self._training.reposition(self._positions[role])
+
+    @contextmanager
+    def _copying(self) -> Iterator[Copies]:
+        wanted = sum(array.nbytes for array in self._training.state())
+        comm = self._training.comm
+        ample = all(comm.gather(memory_is_ample(wanted, comm.size)))
+        copies = Copies(self._beside, ample)
+        try:
+            yield copies
+        finally:
+            with suppress(OSError):
+                copies.close()
+
+    def _report(self, epoch: int, done: Pass) -> Measures | None:
+        """Measure the held-out parts, tell of the epoch, and return the validation's measures."""
+        validation, first_seconds = self._training.measure("validation")
+        test, seconds = self._training.measure("test")
+        squared = self._training.objective.loss.name == "squared"
+        report = EpochReport(
+            epoch=epoch,
+            seconds=done.seconds,
+            seconds_evaluate=first_seconds + seconds,
+            train_loss=done.loss,
+            train_rmse=math.sqrt(max(2 * done.loss, 0.0)) if squared else None,
+            test=test,
+            test_rmse=test.get("rmse") if test else None,
+            test_mae=test.get("mae") if test else None,
+            validation=validation,
+            updates_per_second=self._training.ratings / done.seconds,
+            lr=self._rates.now,
+            seconds_waiting=done.seconds_waiting,
+            bytes_sent=done.bytes_sent,
+        )
+        self._on_epoch(report)
+        return validation
+
+    def _improves(self, validation: Measures | None, epoch: int) -> bool:
+        """Whether the validation's deciding measure is the best so far, which is noted."""
+        if validation is None:
+            return False
+        name, measure = next(iter(validation.items()))
+        merit = measure if more_is_better(name) else -measure
+        if math.isnan(merit) or (self._best is not None and merit <= self._best):
+            return False
+        self._best, self._best_epoch = merit, epoch
+        return True
+
+    def _knobs(self) -> Any:
+        """The constants of the current epoch."""
+        rate, share = self._rates.now, self._rates.share
+        given = self._train.lr_row_bias, self._train.lr_col_bias
+        return self._training.objective.knobs(rate, *(rate if own is None else own * share for own in given))
+
+    def _first_loss(self) -> float:
+        """The mean loss of the starting values, on a sample."""
+        loss = self._training.objective.loss
+        return float(loss.value(1.0, 0.0)) if loss.pairs else self._training.sample_loss()
+
+    def _first_rate(self) -> float:
+        """The learning rate of the first epoch: as given, or the best on a sample of those tried."""
+        lr, loss = self._train.lr, self._training.objective.loss
+        if isinstance(lr, tuple):
+            return lr[0]
+        if not isinstance(lr, str):
+            return float(lr)  # type: ignore[arg-type]
+        own = loss.rates[self._train.optimizer]
+        tried = {own * times: self._loss_after(own * times) for times in TRIED_RATES}
+        # Half of the best: what is best for one look at a sample is too bold for many looks at all.
+        return min(tried, key=lambda rate: tried[rate]) / 2
+
+    def _loss_after(self, rate: float) -> float:
+        """The sample's loss after a step on it at this rate."""
+        self._training.sample_step(self._training.objective.knobs(rate, rate, rate))
+        after = self._training.sample_loss()
+        self._training.restart()
+        return _or_infinite(after)
+
+
+def _or_infinite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf

@@ -1,0 +1,82 @@
+"""The kernels of a run, compiled for its settings, and how they are called on blocks."""
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mfpar.blockfile import Strip
+from mfpar.config import ModelConfig, TrainConfig
+from mfpar.engine.objective import Objective
+from mfpar.kernels import (
+    Kind,
+    contrast_kernel,
+    dense_kernel,
+    pairs_kernel,
+    register,
+    score_kernel,
+    update_kernel,
+)
+from mfpar.parallel.comm import Communicator
+from mfpar.shards import Layout
+
+NO_WEIGHTS = np.empty(0, np.float32)
+
+
+class Steps:
+    """Kernels by what they do. Collective: the first rank of each node compiles before the others, which find it there.
+
+    Attributes
+    ----------
+    update : list of kernels that change the model, one after the other for every block
+    score : kernel that measures how predictions fit ratings
+    contrast : kernel that measures how positives go before other cells, or None where a loss does not ask
+    """
+
+    def __init__(self, objective: Objective, layout: Layout, train: TrainConfig, strip: Strip, comm: Communicator):
+        self._kind = kind_of(objective, layout, train, strip)
+        hosts = comm.gather(socket.gethostname())
+        first_here = hosts.index(hosts[comm.rank])
+        for turn in (True, False):
+            if turn == (comm.rank == first_here):
+                self._compile()
+            comm.gather(None)
+
+    def _compile(self) -> None:
+        kind = self._kind
+        self.update = [(pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind)]
+        self.update += [dense_kernel(kind)] if kind.cells == "all" else []
+        self.score = score_kernel(kind)
+        self.contrast = contrast_kernel(kind) if kind.cells != "rated" else None
+
+    def checked(self) -> list[Callable[..., Any]]:
+        """The updating kernels in a form that refuses steps which are not finite; compiled now. Local."""
+        kind = Kind(**{**vars(self._kind), "checked": True})
+        return [(pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind), *self.update[1:]]
+
+
+def kind_of(objective: Objective, layout: Layout, train: TrainConfig, strip: Strip) -> Kind:
+    """The compile-time constants of a run's kernels."""
+    model: ModelConfig = objective.model
+    return Kind(
+        stride=layout.stride,
+        factors=model.factors,
+        loss=register(objective.loss),
+        biases=model.biases,
+        adagrad=train.optimizer == "adagrad",
+        row_dtype=strip.rows.dtype.name,
+        col_dtype=strip.cols.dtype.name,
+        cells=objective.cells,
+        every=objective.loss.every,
+        weighted=strip.weights is not None,
+        scaled=layout.scaled,
+        l1=objective.l1,
+        nonnegative=model.nonnegative,
+    )
+
+
+def arrays_of(strip: Strip) -> tuple[np.ndarray, ...]:
+    """A strip as kernels take it."""
+    weights = NO_WEIGHTS if strip.weights is None else strip.weights
+    return strip.offsets, strip.rows, strip.cols, strip.values, weights

@@ -1,0 +1,177 @@
+"""The functions of a loss, as kernels call them: ``gradient(loss, r, z)``, the loss being a compile-time string.
+
+A kernel that closed over a compiled function would miss Numba's cache in every new process, because the cache's key
+holds what is closed over, and functions do not pickle to the same bytes twice. A string does; what it stands for is
+looked up while the kernel compiles.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from types import CellType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.errors import NumbaError
+from numba.extending import overload
+
+from mfpar.errors import ConfigError
+from mfpar.kernels.compile import compiled, inlined
+from mfpar.kernels.elementary import ELEMENTARY
+from mfpar.losses import Loss
+
+ROLES = {"gradient": 2, "value": 2, "link": 1}  # with the number of arguments
+
+_LOSSES: dict[str, Loss] = {}  # by key
+_FUNCTIONS: dict[str, dict[str, Any]] = {}  # by key and role, to be inlined
+_KNOWN: dict[str, bool] = {}  # by key: whether the key tells all that a kernel with this loss depends on
+
+
+def register(loss: Loss) -> str:
+    """Make a loss known to kernels: the string that stands for it, made of all that its functions depend on."""
+    functions = {"gradient": loss.gradient, "value": loss.value, "link": loss.link_function}
+    sha = hashlib.sha256()
+    known = all([_digest(function, sha, set()) for function in functions.values()])
+    plain = "".join(c if c.isalnum() else "-" for c in loss.name)[:40]
+    key = f"{plain}-{sha.hexdigest()[:16]}" + ("" if known else f"-{id(loss)}")
+    if key not in _LOSSES:
+        _LOSSES[key], _KNOWN[key] = loss, known
+        _FUNCTIONS[key] = {role: _inlined(function) for role, function in functions.items()}
+    return key
+
+
+def _inlined(thing: Any) -> Any:
+    """A function for kernels to inline, with the plain functions that it calls; anything else as it is."""
+    if not isinstance(thing, FunctionType) or thing in ELEMENTARY:
+        return thing
+    called = {name: _inlined(thing.__globals__.get(name)) for name in _names(thing.__code__)}
+    names = {**thing.__globals__, **{name: function for name, function in called.items() if function is not None}}
+    cells = tuple(CellType(_inlined(cell.cell_contents)) for cell in thing.__closure__ or ())
+    return inlined(FunctionType(thing.__code__, names, thing.__name__, thing.__defaults__, cells or None))
+
+
+def _digest(thing: Any, sha: Any, seen: set[int]) -> bool:
+    """Feed what a function compiles to depends on into a hash; False if something of it can't be told."""
+    if id(thing) in seen or isinstance(thing, ModuleType):
+        sha.update(b"again" if id(thing) in seen else thing.__name__.encode())
+        return True
+    if isinstance(thing, int | float | str | bytes | bool | np.generic | None.__class__):
+        sha.update(repr(thing).encode())
+        return True
+    seen.add(id(thing))
+    if isinstance(thing, tuple | frozenset):
+        return all([_digest(part, sha, seen) for part in thing])
+    if isinstance(thing, CodeType):
+        sha.update(thing.co_code)
+        return _digest((*thing.co_consts, *thing.co_names, *thing.co_varnames), sha, seen)
+    thing = getattr(thing, "py_func", thing)  # of a function that is compiled already
+    if isinstance(thing, FunctionType):
+        names = _names(thing.__code__)
+        used = tuple(thing.__globals__[name] for name in names if name in thing.__globals__)
+        cells = tuple(cell.cell_contents for cell in thing.__closure__ or ())
+        return _digest((thing.__code__, thing.__defaults__, *used, *cells), sha, seen)
+    if getattr(thing, "__module__", None) in ("math", "builtins", "numpy") and hasattr(thing, "__name__"):
+        sha.update(f"{thing.__module__}.{thing.__name__}".encode())
+        return True
+    return False
+
+
+def _names(code: CodeType) -> list[str]:
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return sorted({*code.co_names, *(name for part in inner for name in _names(part))})
+
+
+def gradient(loss, r, z):
+    """float32: derivative of the value by z."""
+    raise NotImplementedError("for compiled code")
+
+
+def value(loss, r, z):
+    """float64: value of the loss."""
+    raise NotImplementedError("for compiled code")
+
+
+def link(loss, z):
+    """float32: the prediction."""
+    raise NotImplementedError("for compiled code")
+
+
+def _by_literal(stub: Callable[..., Any], role: str, result: type) -> None:
+    """Let compiled code call a function of a loss by the stub of its role."""
+
+    def function_of(loss):
+        # Numba also asks with a string that is no literal, when a literal did not compile, before it says why.
+        return _FUNCTIONS[loss.literal_value][role] if isinstance(loss, types.StringLiteral) else None
+
+    def choose_pair(loss, r, z):
+        function = function_of(loss)
+        return function and (lambda loss, r, z: result(function(r, z)))
+
+    def choose_link(loss, z):
+        function = function_of(loss)
+        return function and (lambda loss, z: result(function(z)))
+
+    choose = choose_link if ROLES[role] == 1 else choose_pair
+    overload(stub, prefer_literal=True, jit_options={"forceinline": True, "error_model": "numpy"})(choose)
+
+
+_by_literal(gradient, "gradient", np.float32)
+_by_literal(value, "value", np.float64)
+_by_literal(link, "link", np.float32)
+
+
+def compiled_for(key: str, specialisation: str, signature: Any) -> Callable[..., Any]:
+    """`compiled` for a kernel that inlines the loss of this key; an error of Numba's that is the loss's is told as one.
+
+    Raises
+    ------
+    ConfigError
+        Numba can't compile a function of the loss; says which, and where it stands.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return compiled(f"{specialisation}_{key}", signature, _KNOWN[key])(function)
+        except NumbaError:
+            _blame(key)
+            raise
+
+    return decorate
+
+
+def _blame(key: str) -> None:
+    """Raise ConfigError for the function of a loss that can't be compiled by itself, if there is one."""
+    loss = _LOSSES[key]
+    for role, arguments in ROLES.items():
+        function = _FUNCTIONS[key][role]
+        try:
+            function.compile((types.float32,) * arguments)
+        except Exception as error:
+            raise ConfigError(
+                f"{loss.where(role)}: Numba can't compile its {role}: {_first_line(error)}; "
+                "use arithmetic, comparisons, math, and functions made of these"
+            ) from error
+        result = function.nopython_signatures[-1].return_type
+        if not isinstance(result, types.Integer | types.Float | types.Boolean):
+            raise ConfigError(f"{loss.where(role)}: its {role} returns {result}; expected a number")
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of Numba's says in the end, in one line."""
+    noise = ("Failed in", "During:", "File ", "- ", "- Resolution", "<source", "Enable logging", "There are")
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(noise) and "^" not in line]
+    return (telling[0] if telling else type(error).__name__)[:200]
+
+
+@functools.cache
+def link_kernel(key: str) -> Callable[[np.ndarray, np.ndarray], None]:
+    """Compile `apply(scores, predictions)`: predictions float32[n] become the link of scores float32[n]."""
+
+    @compiled_for(key, "link", types.void(types.float32[::1], types.float32[::1]))
+    def apply(scores, predictions):
+        for t in range(len(scores)):
+            predictions[t] = link(key, scores[t])
+
+    return apply
