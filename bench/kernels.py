@@ -1,39 +1,98 @@
-"""Updates per second of the bare kernels on one block that stays in the cache, and how far that is from the limit.
+"""Updates per second of the bare kernels on one block that stays in the cache, by loss, and how far that is from the limit.
 
-The limit is measured, not computed: a kernel that reads and writes the same rows of P and Q in the same order, without
-the arithmetic whose results the next update may have to wait for. `python bench/kernels.py [--factors 32,64]`
+The block is one of MovieLens 10M's in a 16 × 16 grid. The limit is measured, not computed: a kernel that reads and writes
+the same rows of P and Q in the same order, without the arithmetic whose results the next update may have to wait for.
+All kernels of a number of factors take turns, and the best of many rounds counts, so that the ratios hold although the
+machine's speed drifts. `python bench/kernels.py [--factors 32,64] [--rounds 60]`
 """
 
 import argparse
+import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 from report import report
 
-from mfpar.kernels.update import update_kernel
+import mfpar
+from mfpar.kernels import SUMS, Kind, Knobs, pairs_kernel, register, update_kernel
 from mfpar.kernels.vector import add_scaled, load, store
+from mfpar.losses import BUILTIN, Loss
 from mfpar.ratings.convert import STREAMS
 from mfpar.ratings.ordering import interleave
 from mfpar.shards import Layout
 
-ROWS, COLS, RATINGS = 4000, 700, 400_000
-ROUNDS = 9
+ROWS, COLS, RATINGS = 4473, 668, 31_250
+VISITS = 12  # of the block, in a round
+
+own = mfpar.Loss(lambda r, z: z - r, lambda r, z: 0.5 * (r - z) ** 2, name="bench:squared in Python")
 
 
-def best_rate(call) -> float:
-    """Million ratings a second, best of several rounds."""
-    call()
-    seconds = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return RATINGS / min(seconds) / 1e6
+@dataclass(frozen=True)
+class Case:
+    """A kernel to be timed."""
+
+    loss: Loss
+    optimizer: str = "sgd"
+    biases: bool = True
+    parts: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called in the table."""
+        return " + ".join((self.loss.name.partition(":")[2] or self.loss.name, *self.parts))
 
 
-def traffic_kernel(stride: int):
-    """The loads and stores of an update, and next to nothing else."""
+CASES = [
+    Case(BUILTIN["squared"]),
+    Case(own),
+    *(Case(loss) for name, loss in BUILTIN.items() if name not in ("squared", "one-class")),
+    *(Case(BUILTIN["squared"], parts=(part,)) for part in ("weighted", "nonnegative", "scaled", "l1")),
+    Case(BUILTIN["squared"], biases=False),
+    Case(BUILTIN["squared"], "adagrad"),
+    Case(BUILTIN["logistic"], "adagrad"),
+    Case(BUILTIN["bpr-row"], "adagrad"),
+]
+
+
+def block() -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of distinct random cells, in the order of a blocked file."""
+    cells = np.sort(np.random.default_rng(0).choice(ROWS * COLS, RATINGS, replace=False))
+    rows, cols = np.divmod(cells[interleave(RATINGS, STREAMS)], COLS)
+    return rows.astype(np.uint16), cols.astype(np.uint16)
+
+
+def call_of(case: Case, factors: int, cells: tuple[np.ndarray, np.ndarray]) -> Callable[[], None]:
+    """A function that visits the block once with the case's kernel."""
+    rng = np.random.default_rng(1)
+    layout = Layout(factors, case.biases, int(case.optimizer == "adagrad"), "scaled" in case.parts)
+    P, Q = (rng.normal(0, 0.1, layout.floats(size)).astype(np.float32) for size in (ROWS, COLS))
+    for side, size in ((P, ROWS), (Q, COLS)):
+        layout.state(side, size)[:] = layout.scales(side, size)[:] = 1
+    kind = Kind(
+        layout.stride, factors, register(case.loss), case.biases, case.optimizer == "adagrad", "uint16", "uint16",
+        cells=case.loss.cells, every=case.loss.every, **dict.fromkeys(case.parts, True),
+    )  # fmt: skip
+    kernel = (pairs_kernel if case.loss.pairs else update_kernel)(kind)
+    labels = rng.integers(0, 2, RATINGS) * 2 - 1
+    values = {"binary": labels, "counts": labels + 1}.get(case.loss.ratings, rng.normal(size=RATINGS))
+    values = np.ones(RATINGS) if case.loss.pairs else values
+    weights = rng.uniform(0.5, 2, RATINGS if kind.weighted else 0).astype(np.float32)
+    rates, regs, l1s = (0.01,) * 4, (0.05,) * 4, (0.001,) * 4
+    knobs = Knobs(*(np.float32(x) for x in (0.0, *rates, *regs, *l1s, 1 / factors, 1.0, 0.0)))
+    zero, counts = np.zeros(1, np.int64), np.array([[ROWS + 1], [COLS + 1]])
+    ratings = np.array([[0, RATINGS]]), *cells, values.astype(np.float32), weights
+    sides = P, zero, counts[0], Q, zero, counts[1]
+    sums = np.zeros((1, SUMS))
+    return lambda: kernel(0, 1, zero, *ratings, *sides, knobs, 0, np.uint64(1), sums)
+
+
+def limit_of(factors: int, cells: tuple[np.ndarray, np.ndarray]) -> Callable[[], None]:
+    """A function that visits the block with the loads and stores of an update, and next to nothing else."""
+    stride = Layout(factors, False).stride
 
     @njit(nogil=True)
     def traffic(rows, cols, P, Q, scalar):
@@ -43,49 +102,47 @@ def traffic_kernel(stride: int):
             store(P, p_at, add_scaled(p, q, scalar))
             store(Q, q_at, add_scaled(q, p, scalar))
 
-    return traffic
+    P, Q = (np.ones(size * stride, np.float32) for size in (ROWS, COLS))
+    return lambda: traffic(*cells, P, Q, np.float32(0))
 
 
-def measure(factors: int) -> list[dict]:
+def best_rates(calls: dict[Any, Callable[[], None]], rounds: int) -> dict[Any, float]:
+    """Million ratings a second of each, the best of rounds in which all take turns."""
+    seconds = dict.fromkeys(calls, math.inf)
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            started = time.perf_counter()
+            for _ in range(VISITS):
+                call()
+            seconds[name] = min(seconds[name], time.perf_counter() - started)
+    return {name: VISITS * RATINGS / best / 1e6 for name, best in seconds.items()}
+
+
+def measure(factors: int, rounds: int) -> list[dict[str, Any]]:
     """A row of figures for each kernel with this many factors."""
-    rng = np.random.default_rng(0)
-    order = interleave(RATINGS, STREAMS)
-    rows = np.sort(rng.integers(0, ROWS, RATINGS)).astype(np.uint16)[order]
-    cols = rng.integers(0, COLS, RATINGS).astype(np.uint16)[order]
-    values = rng.normal(size=RATINGS).astype(np.float32)
-    ratings = rows, cols, values
+    cells = block()
+    calls: dict[Any, Callable[[], None]] = {case: call_of(case, factors, cells) for case in CASES}
+    rates = best_rates(calls | {"limit": limit_of(factors, cells)}, rounds)
     return [
-        measure_one(Layout(factors, biases, int(optimizer == "adagrad")), optimizer, ratings)
-        for optimizer in ("sgd", "adagrad")
-        for biases in (False, True)
+        {
+            "factors": factors,
+            "loss": case.name,
+            "optimizer": case.optimizer,
+            "biases": "yes" if case.biases else "no",
+            "M updates/s": rates[case],
+            "of squared": rates[case] / rates[CASES[0]],
+            "GB/s": rates[case] * (24 if case.loss.pairs else 16) * factors / 1e3,
+            "share of limit": rates[case] / rates["limit"],
+        }
+        for case in CASES
     ]
-
-
-def measure_one(layout: Layout, optimizer: str, ratings: tuple[np.ndarray, ...]) -> dict:
-    """Figures of one kernel."""
-    rng = np.random.default_rng(1)
-    P, Q = (rng.normal(0, 0.1, layout.floats(size)).astype(np.float32) for size in (ROWS, COLS))
-    layout.state(P, ROWS)[:] = layout.state(Q, COLS)[:] = 1
-    update = update_kernel(layout.stride, layout.factors, layout.biases, optimizer == "adagrad", "uint16", "uint16")
-    traffic = traffic_kernel(layout.stride)
-    zero, counts = np.zeros(1, np.int64), np.array([[ROWS + 1], [COLS + 1]])
-    places = P, zero, counts[0], Q, zero, counts[1]
-    settings = np.float32(0), np.float32(0.01), np.float32(0.05), np.zeros((1, 2))
-    rate = best_rate(lambda: update(0, 1, zero, np.array([[0, RATINGS]]), *ratings, *places, *settings))
-    limit = best_rate(lambda: traffic(*ratings[:2], P, Q, np.float32(0.0)))
-    return {
-        "factors": layout.factors,
-        "optimizer": optimizer,
-        "biases": "yes" if layout.biases else "no",
-        "M updates/s": rate,
-        "GB/s": rate * 16 * layout.factors / 1e3,
-        "limit M/s": limit,
-        "share of limit": rate / limit,
-    }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--factors", default="16,32,64,128", type=lambda text: [int(k) for k in text.split(",")])
-    found = [row for k in parser.parse_args().factors for row in measure(k)]
+    parser.add_argument("--factors", default="32,64", type=lambda text: [int(k) for k in text.split(",")])
+    parser.add_argument("--rounds", default=60, type=int)
+    parsed = parser.parse_args()
+    found = [row for k in parsed.factors for row in measure(k, parsed.rounds)]
     report("kernels", f"kernels, one core, one block of {ROWS} × {COLS} with {RATINGS:,} ratings", found)
