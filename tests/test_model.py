@@ -19,7 +19,7 @@ from mfpar.blockfile import Header, digest
 from mfpar.errors import ConfigError, FormatError, OutputExistsError, StorageError, UnknownIdError
 from mfpar.grid import Grid, span
 from mfpar.model import model as model_module
-from mfpar.model import topk
+from mfpar.model import scorer, topk
 from mfpar.model.export import export
 from mfpar.model.opening import TABLES, open_model
 from mfpar.model.table import Ids, Table
@@ -83,13 +83,24 @@ def write_model(path: Path, dense: Dense, shards: int, **attributes: object) -> 
         fingerprint = hashlib.sha256(file["row_checksums"][()].tobytes() + file["col_checksums"][()].tobytes())
         file.attrs.update(
             {
-                "format": "mfpar model", "version": 1, "factors": K, "biases": 1, "mean": MEAN, "ratings": 100,
-                "minimum": 1.0, "maximum": 5.0, "fingerprint": fingerprint.hexdigest(), "data_checksum": "cd" * 32,
-
-                    "config": json.dumps({"model": {"factors": K}, "train": {"epochs": 2}}),
-                    "data_path": "/nowhere/r.h5"
-                ,
-                "curve": json.dumps([{"epoch": 1, "test_rmse": None}]), "versions": json.dumps({"mfpar": "0"}),
+                "format": "mfpar model",
+                "version": 2,
+                "factors": K,
+                "biases": 1,
+                "mean": MEAN,
+                "base": MEAN,
+                "ratings": 100,
+                "loss": "squared",
+                "link": "identity",
+                "clip": 0,
+                "minimum": 1.0,
+                "maximum": 5.0,
+                "fingerprint": fingerprint.hexdigest(),
+                "data_checksum": "cd" * 32,
+                "config": json.dumps({"model": {"factors": K}, "train": {"epochs": 2}}),
+                "data_path": "/nowhere/r.h5",
+                "curve": json.dumps([{"epoch": 1, "test_rmse": None}]),
+                "versions": json.dumps({"mfpar": "0"}),
                 **attributes,
             }
         )
@@ -179,7 +190,7 @@ def test_ratings_are_predicted_in_the_order_asked(model, dense):
 def test_portions_do_not_change_predictions(model, dense, monkeypatch):
     rows, cols = np.random.default_rng(0).integers(0, (M, N), (50, 2)).T
     whole = model.predict(dense.row_ids[rows], dense.col_ids[cols])
-    monkeypatch.setattr(model_module, "WORKING", 8 * K * 7)
+    monkeypatch.setattr(scorer, "WORKING", 8 * K * 7)
     np.testing.assert_array_equal(model.predict(dense.row_ids[rows], dense.col_ids[cols]), whole)
 
 
@@ -371,7 +382,7 @@ def assert_scores(scores, expected):
 
 
 def test_evaluation_on_the_held_out_part(blocked, dense, monkeypatch):
-    monkeypatch.setattr(model_module, "WORKING", 8 * K * 7)
+    monkeypatch.setattr(scorer, "WORKING", 8 * K * 7)
     path, parts, model = blocked
     rows, cols, values = parts["test"]
     users = [*dense.row_ids.tolist(), None]
@@ -483,8 +494,8 @@ def test_what_is_no_model_is_refused(blocked, dense, tmp_path):
         open_model(tmp_path / "missing.h5")
     with pytest.raises(FormatError, match="not a model"):
         open_model(blocked[0])
-    with pytest.raises(FormatError, match="version 2"):
-        open_model(write_model(tmp_path / "new.h5", dense, 1, version=2))
+    with pytest.raises(FormatError, match="version 3"):
+        open_model(write_model(tmp_path / "new.h5", dense, 1, version=3))
     with pytest.raises(FormatError, match=r"P is float32 \(23, 5\), expected \(23, 6\)"):
         open_model(write_model(tmp_path / "shape.h5", dense, 1, factors=6))
     with pytest.raises(FormatError, match="header"):
@@ -560,7 +571,7 @@ def test_export_round_trip(model, dense, tmp_path, monkeypatch):
     monkeypatch.setattr("mfpar.model.export.CHUNK", 64)
     export(model, tmp_path / "factors.npz")
     with np.load(tmp_path / "factors.npz", allow_pickle=False) as archive:
-        assert set(archive) == {*TABLES, "mean"}
+        assert set(archive) == {*TABLES, "mean", "base"}
         for name in TABLES:
             np.testing.assert_array_equal(archive[name], getattr(dense, name))
         assert archive["P"].dtype == np.float32

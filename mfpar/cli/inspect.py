@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from mfpar.parallel import launch
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -12,15 +15,28 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     info.add_argument("file", metavar="FILE", help="a blocked file or a model")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=run_info)
-    evaluate = verbs.add_parser("evaluate", help="measure a model's error on held-out ratings")
+    evaluate = verbs.add_parser("evaluate", help="measure a model on held-out ratings", description=_TEXT)
     evaluate.add_argument("model", metavar="MODEL", help="made by mfpar train")
     evaluate.add_argument(
         "file", metavar="FILE", nargs="?",
         help="a blocked file (its held-out part) or any ratings (default: the file that the model was trained on)",
     )  # fmt: skip
     evaluate.add_argument("--columns", metavar="USER,ITEM,RATING", type=lambda text: text.split(","))
+    evaluate.add_argument(
+        "--metrics", metavar="NAME,…",
+        help="of rmse, mae, log_loss, accuracy, deviance, auc, row_auc, mpr, recall@N, ndcg@N (default: by the loss)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--relevant", type=float, metavar="RATING",
+        help="the least rating that recall and ndcg look for (default: any above 0)",
+    )  # fmt: skip
+    evaluate.add_argument("--loss", metavar="MODULE:NAME", help="the model's, where it is one of your own")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
-    evaluate.set_defaults(run=run_evaluate)
+    evaluate.set_defaults(run=run_evaluate, collective=True)
+
+
+_TEXT = """Measures how well a model predicts ratings that it was not trained on, or ranks the items that they are of.
+Run it as it is, or under mpirun or srun: the figures are the same, bit for bit, on any number of ranks."""
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -33,14 +49,23 @@ def run_info(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Run `mfpar evaluate`."""
+    """Run `mfpar evaluate`. Collective under a launcher."""
+    from mfpar.metrics import label
     from mfpar.model.opening import open_model
 
-    scores = open_model(args.model).evaluate(args.file, args.columns)
+    comm = launch.world()
+    with comm.guard():
+        model = open_model(args.model, args.loss)
+        asked = {"metrics": args.metrics, "relevant": args.relevant}
+        scores = model.evaluate(args.file, args.columns, **asked, comm=comm)
+    if comm.rank > 0:
+        return
     if args.json:
-        print(json.dumps({"rmse": scores.rmse, "mae": scores.mae, "count": scores.count, "unknown": scores.unknown}))
+        measures = {name: value if math.isfinite(value) else None for name, value in scores.measures.items()}
+        print(json.dumps({**measures, "count": scores.count, "unknown": scores.unknown}))
     else:
-        print(f"RMSE {scores.rmse:.4f}  MAE {scores.mae:.4f}  on {scores.count:,} ratings", end="")
+        shown = "  ".join(f"{label(name)} {value:.4f}" for name, value in scores.measures.items())
+        print(f"{shown}  on {scores.count:,} ratings", end="")
         print(f", {scores.unknown:,} of them with an unknown user or item" if scores.unknown else "")
 
 
@@ -68,6 +93,8 @@ def describe(path: Path) -> dict[str, Any]:
             "deviation": header.deviation,
             "minimum": header.minimum,
             "maximum": header.maximum,
+            "implicit": header.implicit,
+            "weighted": header.weighted,
             "seed": header.seed,
             "checksum": file.checksum,
         }
@@ -85,6 +112,10 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "grid": model.grid.size,
         "factors": model.factors,
         "biases": model.biases,
+        "loss": model.loss,
+        "link": model.link,
+        "clip": model.clip,
+        "base": model.base,
         "mean": model.mean,
         "minimum": model.minimum,
         "maximum": model.maximum,
@@ -108,15 +139,22 @@ def _print_facts(facts: dict[str, Any]) -> None:
         elif name == "shape":
             value = f"{value[0]:,} × {value[1]:,}"
         print(f"{name + ':':<15} {_plain(value)}")
-    measured = [epoch for epoch in facts.get("curve", []) if epoch["test_rmse"] is not None]
-    best = min(measured, key=lambda epoch: epoch["test_rmse"], default=None)
-    for epoch in {
-        id(e): e for e in (*facts.get("curve", [])[:1], *([best] * bool(best)), *facts.get("curve", [])[-1:])
-    }.values():
-        test = (
-            "" if epoch["test_rmse"] is None else f", test RMSE {epoch['test_rmse']:.4f}" + " (best)" * (epoch is best)
-        )
-        print(f"{'epoch ' + str(epoch['epoch']) + ':':<15} train RMSE {epoch['train_rmse']:.4f}{test}")
+    _print_curve(facts.get("curve", []))
+
+
+def _print_curve(curve: list[dict[str, Any]]) -> None:
+    """The first, best and last epoch, by the measure that decides."""
+    from mfpar.metrics import label, more_is_better
+
+    tests = {i: next(iter(epoch["test"].items())) for i, epoch in enumerate(curve) if epoch.get("test")}
+    merits = {i: value if more_is_better(name) else -value for i, (name, value) in tests.items()}
+    best = max((i for i in merits if math.isfinite(merits[i])), key=lambda i: merits[i], default=0)
+    for i in sorted({0, best, len(curve) - 1}) if curve else []:
+        epoch = curve[i]
+        squared = epoch.get("train_rmse") is not None
+        train = f"train RMSE {epoch['train_rmse']:.4f}" if squared else f"train loss {epoch['train_loss']:.4f}"
+        test = f", test {label(tests[i][0])} {tests[i][1]:.4f}" + " (best)" * (i == best) if i in tests else ""
+        print(f"{'epoch ' + str(epoch['epoch']) + ':':<15} {train}{test}")
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,7 @@
 """`mfpar VERB …`: parses, runs the verb, and turns every error into one sentence and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 asked for what can't be, 130 interrupted, 143 terminated. Under mpirun the first rank
-alone speaks; the verbs other than train run on it alone.
+alone speaks; verbs that are not collective run on it alone.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mfpar.cli import convert, inspect, serve, train
+from mfpar.cli import convert, inspect, serve, train, tune
 from mfpar.cli.display import print_event
 from mfpar.errors import MfparError
 from mfpar.parallel import launch
@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; each sets `run`, a function of the parsed arguments."""
+    """The parser of all verbs; each sets `run`, a function of what is parsed, and `collective` if all ranks run it."""
     parser = _Parser(
         prog="mfpar",
         description="Model-parallel matrix factorization: the same bits on any number of ranks and threads.",
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (convert, train, inspect, serve):
+    for module in (convert, train, tune, inspect, serve):
         module.add_verbs(verbs)
     for verb in verbs.choices.values():
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -61,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (and does not return where MPI has to be ended by force)."""
     args = build_parser().parse_args(arguments)
     _on_sigterm(_terminate)
-    if args.run is not train.run and launch.launched_rank() > 0:
+    if not getattr(args, "collective", False) and launch.launched_rank() > 0:
         return 0
     try:
         args.run(args)
     except BrokenPipeError:
-        if args.run not in (convert.run, train.run):
+        if args.run not in (convert.run, train.run, tune.run):
             return 0  # whoever read our output has seen enough
         return _fail("standard output was closed before the end; nothing was written", "StorageError", 1, args)
     except _Terminated:

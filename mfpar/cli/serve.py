@@ -18,6 +18,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     predict.add_argument("pairs", metavar="PAIRS", help="a source with a column of users and one of items")
     predict.add_argument("-o", "--output", metavar="OUT.csv", help="default: standard output")
     predict.add_argument("--columns", metavar="USER,ITEM", type=lambda text: text.split(","))
+    predict.add_argument("--loss", metavar="MODULE:NAME", help="the model's, where it is one of your own")
     predict.add_argument("--force", action="store_true", help="overwrite the output")
     predict.set_defaults(run=run_predict)
     recommend = verbs.add_parser("recommend", help="find the items that users will like best")
@@ -28,6 +29,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     recommend.add_argument(
         "--names", metavar="FILE:ID,NAME", help="show the names of items found in two columns of this source"
     )
+    recommend.add_argument("--loss", metavar="MODULE:NAME", help="the model's, where it is one of your own")
     recommend.add_argument("--json", action="store_true", help="print JSON")
     recommend.set_defaults(run=run_recommend)
     export = verbs.add_parser("export", help="write the factors as a NumPy .npz file")
@@ -42,7 +44,7 @@ def run_predict(args: argparse.Namespace) -> None:
     from mfpar.model.opening import open_model
     from mfpar.ratings.reading import read_chunks
 
-    model = open_model(args.model)
+    model = open_model(args.model, args.loss)
     count = unknown = 0
     with _output(args.output, args.force, (args.model, args.pairs)) as out:
         writer = csv.writer(out, lineterminator="\n")
@@ -61,7 +63,7 @@ def run_recommend(args: argparse.Namespace) -> None:
     from mfpar.model.opening import open_model
 
     names = _names(args.names) if args.names else {}
-    model = open_model(args.model)
+    model = open_model(args.model, args.loss)
     items, scores = model.recommend(args.user, args.top, args.seen)
     rows = [
         {"user": user, "place": place, "item": item, "score": score}

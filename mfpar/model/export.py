@@ -13,7 +13,7 @@ CHUNK = 1 << 22  # bytes
 
 
 def export(model: Model, path: str | Path, force: bool = False) -> None:
-    """Write the arrays P, Q, row_bias, col_bias, row_ids, col_ids and mean, for ``numpy.load``; ids as int64 or str.
+    """Write the arrays P, Q, row_bias, col_bias, row_ids, col_ids, mean and base, for ``numpy.load``; ids int64 or str.
 
     The same model gives the same bytes.
 
@@ -33,8 +33,9 @@ def export(model: Model, path: str | Path, force: bool = False) -> None:
         for name in ("row_ids", "col_ids"):
             ids = getattr(model, name)
             _write(archive, name, ids.dtype, (len(ids),), ids.chunks(_rows(ids.dtype, (len(ids),))))
-        mean = np.array(model.mean)
-        _write(archive, "mean", mean.dtype, mean.shape, [mean])
+        for name in ("mean", "base"):
+            number = np.array(getattr(model, name))
+            _write(archive, name, number.dtype, number.shape, [number])
 
 
 def _rows(dtype: np.dtype, shape: tuple[int, ...]) -> int:

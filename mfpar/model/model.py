@@ -2,55 +2,42 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from mfpar.blockfile import BlockedFile, digest
 from mfpar.errors import ConfigError, FormatError, UnknownIdError
 from mfpar.grid import Grid
-from mfpar.model.aligned import Aligned
-from mfpar.model.evaluation import Scores, Tally
-from mfpar.model.table import Ids, Table, as_ids
-from mfpar.model.topk import best, scores
-
-WORKING = 1 << 24  # bytes of factors gathered at a time
-USERS = 1024  # that share one scan of Q
+from mfpar.model import evaluation
+from mfpar.model.evaluation import Scores
+from mfpar.model.scorer import USERS, Scorer
+from mfpar.model.table import as_ids
+from mfpar.model.topk import best
+from mfpar.parallel.comm import Communicator, Serial
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Model:
-    """A model as it lies in its files; opened by `mfpar.model.opening.open_model`. Local: never collective.
+class Model(Scorer):
+    """A model as it lies in its files; opened by `mfpar.model.opening.open_model`. Local, but for `evaluate`.
 
-    `users` are ids of rows, `items` ids of columns, as they stood in the ratings. A prediction is mean + row bias +
-    column bias + P[row]·Q[column]; an unknown id contributes nothing, so that the mean and the known bias remain.
+    `users` are ids of rows, `items` ids of columns, as they stood in the ratings. An unknown id gets what the base and
+    the other one's bias predict.
     """
 
-    path: Path
-    P: Table  # float32[m, factors]
-    Q: Table  # float32[n, factors]
-    row_bias: Table  # float32[m]; zeros where the model has no biases
-    col_bias: Table  # float32[n]
-    row_ids: Ids  # of P[i] and row_bias[i]
-    col_ids: Ids
     grid: Grid
     row_checksums: np.ndarray  # uint8[G, 32], see `verify`
     col_checksums: np.ndarray
-    factors: int
     biases: bool
+    link: str  # "identity", "sigmoid", "exp", or "custom": what makes predictions of scores
     mean: float  # of the training ratings
-    minimum: float
-    maximum: float
     ratings: int  # how many it was trained on
     config: dict[str, Any]  # {"model": {...}, "train": {...}}
     curve: list[dict[str, Any]]  # one entry an epoch
     fingerprint: str
-    data_checksum: str  # of the blocked file that it was trained on
-    data_path: Path  # where that lay
     versions: dict[str, str]
 
     @property
@@ -86,11 +73,8 @@ class Model:
         if len(users) != len(items) and 1 not in (len(users), len(items)):
             raise ConfigError(f"{len(users)} users and {len(items)} items: expected as many of one as of the other")
         users, items = np.broadcast_arrays(users, items)
-        predictions, unknown = np.empty(len(users), np.float32), np.empty(len(users), bool)
-        for some in self._portions(len(users)):
-            rows, cols = self.row_ids.find(users[some]), self.col_ids.find(items[some])
-            predictions[some], unknown[some] = self._predict_at(rows, cols), (rows < 0) | (cols < 0)
-        return predictions, unknown
+        rows, cols = self.row_ids.find(users), self.col_ids.find(items)
+        return self.predictions(self.score_at(rows, cols)), (rows < 0) | (cols < 0)
 
     def recommend(self, user: Any, n: int = 10, seen: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Find the items with the highest predictions.
@@ -135,8 +119,9 @@ class Model:
                 some = order[first : first + USERS]
                 p, bias = self.P.take(rows[some]), self.row_bias.take(rows[some])
                 columns[some], values[some] = best(
-                    p, bias, self.Q, self.col_bias, self.mean, columns.shape[1], left_out(rows[some])
+                    p, bias, self.Q, self.col_bias, self.base, columns.shape[1], left_out(rows[some])
                 )
+        values = self.natural(values.ravel()).reshape(values.shape)
         items = self.col_ids.take(np.maximum(columns, 0).ravel()).reshape(columns.shape)
         items[columns < 0] = "" if self.col_ids.text else -1
         if np.ndim(user):
@@ -148,13 +133,24 @@ class Model:
         """Yield a function from rows to the columns that each of them shall not be recommended."""
         if isinstance(seen, str | Path):
             with BlockedFile(seen) as file:
-                yield self._aligned(file).seen
+                yield self.aligned(file).seen
         else:
             columns = np.empty(0, np.int64) if seen is None else self.col_ids.find(as_ids(seen))
             yield lambda rows: [columns] * len(rows)
 
-    def evaluate(self, ratings: Any = None, columns: Any = None) -> Scores:
-        """Measure the fit to held-out ratings, in bounded memory.
+    def evaluate(
+        self,
+        ratings: Any = None,
+        columns: Any = None,
+        *,
+        metrics: str | Iterable[str] | None = None,
+        relevant: float | None = None,
+        comm: Communicator | None = None,
+    ) -> Scores:
+        """Measure the fit to held-out ratings. Collective if `comm` is given, in whose guard it is to be called.
+
+        Each rank scores its own row-blocks of a blocked file, and none holds P or Q whole; the figures are the same,
+        bit for bit, on any number of ranks. Any other source is read, and scored, by every rank for itself.
 
         Parameters
         ----------
@@ -163,65 +159,39 @@ class Model:
             looked for where it lay then and beside the model.
         columns : optional
             Names of the source's columns of users, items and ratings, as for `mfpar.convert`.
+        metrics : names, or one string with commas between them; by default what suits the loss
+            Over ratings, the unknown with what is known of them: rmse, mae (of predictions; for a loss of labels these
+            are 0 and 1), log_loss, accuracy (of scores: is the score above zero where the rating is, at a positive?),
+            deviance (mean Poisson deviance, of predictions).
+            Over pairs: auc (how probably a random positive scores higher than a random negative), row_auc (its mean
+            over rows that have both; where no negative is held out, against columns that the row has no rating of).
+            Of known held-out columns among all that the row was not trained on, ties in column order: mpr (mean
+            percentile rank of positives, weighted by rating, from 0 to 1; Hu, Koren, Volinsky 2008), and recall@n,
+            ndcg@n (means over rows with something relevant to find).
+        relevant : float, optional
+            The least rating that recall@n and ndcg@n look for; by default any above zero.
+        comm : Communicator, optional
 
         Raises
         ------
         ConfigError
-            There are no (held-out) ratings, or the file that the model was trained on is not found.
+            There are no (held-out) ratings, or the file that the model was trained on is not found; an unknown measure,
+            or one that takes a blocked file.
         RatingsError, FormatError, StorageError
             The source can't be read.
         """
-        if ratings is None:
-            ratings = self._training_file()
-        if isinstance(ratings, str | Path) and h5py.is_hdf5(ratings):
-            return self._evaluate_blocked(Path(ratings))
-        # Here, not above: reading ratings brings DuckDB, which predictions do without.
-        from mfpar.ratings.reading import read_chunks
-
-        return self._evaluate_triples(read_chunks(ratings, columns))
+        return evaluation.evaluate(self, ratings, columns, metrics, relevant, comm or Serial())
 
     def rmse(self, *ratings: Any, columns: Any = None) -> float:
         """Root of the mean squared error: ``evaluate(...).rmse``, or of three arrays users, items, ratings."""
         if len(ratings) <= 1:
-            return self.evaluate(ratings[0] if ratings else None, columns).rmse
+            return self.evaluate(ratings[0] if ratings else None, columns, metrics="rmse").rmse
         lengths = [np.size(array) for array in ratings]
         if len(lengths) != 3 or len(set(lengths)) != 1:
             raise ConfigError(f"arrays of {lengths} elements: expected users, items and ratings, as many of each")
         values = np.atleast_1d(np.asarray(ratings[2]))
-        return self._evaluate_triples(iter([(as_ids(ratings[0]), as_ids(ratings[1]), values)])).rmse
-
-    def _evaluate_triples(self, chunks: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Scores:
-        tally = Tally()
-        for users, items, values in chunks:
-            for some in self._portions(len(values)):
-                tally.add(*self.predict_known(users[some], items[some]), values[some])
-        return tally.scores()
-
-    def _evaluate_blocked(self, path: Path) -> Scores:
-        tally = Tally()
-        with BlockedFile(path) as file:
-            if not file.header.test_ratings:
-                raise ConfigError(
-                    f"{path}: has no held-out ratings; convert it with --test or --test-fraction, or name other ratings"
-                )
-            aligned = self._aligned(file)
-            for i in range(file.grid.size):
-                rows, cols, values = aligned.ratings("test", i)
-                for some in self._portions(len(values)):
-                    unknown = (rows[some] < 0) | (cols[some] < 0)
-                    tally.add(self._predict_at(rows[some], cols[some]), unknown, values[some])
-        return tally.scores()
-
-    def _training_file(self) -> Path:
-        for path in (self.data_path, self.path.parent / self.data_path.name):
-            if path.is_file():
-                with BlockedFile(path) as file:
-                    if file.checksum == self.data_checksum:
-                        return path
-        raise ConfigError(
-            f"{self.path}: the file that it was trained on is found neither at {self.data_path} nor beside the model; "
-            "name the ratings to evaluate on"
-        )
+        chunk = as_ids(ratings[0]), as_ids(ratings[1]), values
+        return evaluation.evaluate_triples(self, iter([chunk]), ("rmse",)).rmse
 
     def verify(self) -> None:
         """Read the whole model and compare it with its checksums, and these with its fingerprint.
@@ -243,26 +213,3 @@ class Model:
                 first, last = cuts[block], cuts[block + 1]
                 if not np.array_equal(digest(factors.read(first, last), bias.read(first, last)), stored):
                     raise FormatError(f"{self.path}: is damaged in {side}-block {block}; train again")
-
-    def _aligned(self, file: BlockedFile) -> Aligned:
-        return Aligned(file, self.row_ids, self.col_ids, file.checksum == self.data_checksum)
-
-    def _portions(self, count: int) -> Iterator[slice]:
-        """`count` pairs in portions whose factors fit the working memory."""
-        pairs = max(1, WORKING // (8 * self.factors))
-        return (slice(first, min(first + pairs, count)) for first in range(0, count, pairs))
-
-    def _predict_at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-        """float32[count]: predictions for int64[count] rows and columns, −1 for the unknown."""
-        offsets = _gather(self.row_bias, rows).astype(np.float64) + _gather(self.col_bias, cols)
-        return scores(_gather(self.P, rows), _gather(self.Q, cols), offsets, self.mean)
-
-
-def _gather(table: Table, indices: np.ndarray) -> np.ndarray:
-    """Rows of a table, zeros where the index is −1."""
-    known = indices >= 0
-    if known.all():
-        return table.take(indices)
-    gathered = np.zeros((len(indices), *table.shape[1:]), table.dtype)
-    gathered[known] = table.take(indices[known])
-    return gathered

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ import h5py
 import numpy as np
 
 from mfpar.blockfile import reading, require_format
-from mfpar.errors import FormatError, StorageError
+from mfpar.errors import ConfigError, FormatError, StorageError
 from mfpar.grid import Grid
+from mfpar.losses import Loss, find
+from mfpar.model.links import TRANSFORMS, apply_link
 from mfpar.model.model import Model
 from mfpar.model.table import Ids, Table
 
 FORMAT = "mfpar model"
-VERSION = 1
+VERSION = 2
 TABLES = ("P", "Q", "row_bias", "col_bias", "row_ids", "col_ids")
 
 
@@ -32,12 +34,14 @@ class _Part:
     start: int
 
 
-def open_model(path: str | Path) -> Model:
+def open_model(path: str | Path, loss: str | Loss | None = None) -> Model:
     """Map a model. Local: each rank opens its own.
 
     Parameters
     ----------
     path : path of the model's file; its shards, if it has any, lie where they were saved beside it
+    loss : name or Loss, optional
+        Of a model with a loss of its own, whose link is Python code and so no part of the file. Predictions need it.
 
     Raises
     ------
@@ -58,12 +62,12 @@ def open_model(path: str | Path) -> Model:
             "grid": Grid(file["row_cuts"][()], file["col_cuts"][()]),
             "row_checksums": file["row_checksums"][()],
             "col_checksums": file["col_checksums"][()],
-            "biases": bool(attributes["biases"]),
+            **{name: bool(attributes[name]) for name in ("biases", "clip")},
             "data_path": Path(attributes["data_path"]),
             **{name: int(attributes[name]) for name in ("factors", "ratings")},
-            **{name: float(attributes[name]) for name in ("mean", "minimum", "maximum")},
+            **{name: float(attributes[name]) for name in ("base", "mean", "minimum", "maximum")},
             **{name: json.loads(attributes[name]) for name in ("config", "curve", "versions")},
-            **{name: str(attributes[name]) for name in ("fingerprint", "data_checksum")},
+            **{name: str(attributes[name]) for name in ("loss", "link", "fingerprint", "data_checksum")},
         }
         rows, cols = int(arguments["grid"].row_cuts[-1]), int(arguments["grid"].col_cuts[-1])
         factors = arguments["factors"]
@@ -75,7 +79,19 @@ def open_model(path: str | Path) -> Model:
     for name, pieces in _map(parts, empty).items():
         table = Table(pieces or [empty[name]])
         arguments[name] = Ids(table) if name.endswith("ids") else table
-    return Model(**arguments)
+    return Model(**arguments, transform=_transform(path, arguments["loss"], arguments["link"], loss))
+
+
+def _transform(path: Path, name: str, link: str, given: str | Loss | None) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What makes predictions of scores: a named link, or that of the loss that is given; None where neither is there."""
+    if link in TRANSFORMS:
+        return TRANSFORMS[link]
+    if given is None:
+        return None
+    loss = find(given)
+    if isinstance(given, str) and given != name:
+        raise ConfigError(f"{path}: was trained with loss {name}, not with {given}")
+    return lambda scores: apply_link(loss, scores)
 
 
 def _require_hdf5(path: Path) -> None:

@@ -35,7 +35,7 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
     path : Path
         The master, on a file system that all ranks share; shards go to `STEM.shards` beside it.
     training : Training
-        After `run`.
+        After `finish`.
     file : BlockedFile
         That it was trained on; each rank copies the ids of its own blocks.
     record : dict
@@ -133,6 +133,10 @@ def _attributes(training: Training, file: BlockedFile, record: dict[str, Any]) -
         "version": VERSION,
         "factors": training.layout.factors,
         "biases": int(training.layout.biases),
+        "loss": training.objective.loss.name,
+        "link": training.objective.loss.link_name,
+        "clip": int(training.objective.model.clip),
+        "base": training.base,
         "mean": header.mean,
         "minimum": header.minimum,
         "maximum": header.maximum,
