@@ -1,9 +1,9 @@
-"""Updates per second of the bare kernels on one block that stays in the cache, by loss, and how far that is from the limit.
+"""Updates per second of the bare kernels on one block in the cache, by loss, and how far that is from the limit.
 
-The block is one of MovieLens 10M's in a 16 × 16 grid. The limit is measured, not computed: a kernel that reads and writes
-the same rows of P and Q in the same order, without the arithmetic whose results the next update may have to wait for.
-All kernels of a number of factors take turns, and the best of many rounds counts, so that the ratios hold although the
-machine's speed drifts. `python bench/kernels.py [--factors 32,64] [--rounds 60]`
+The block is one of MovieLens 10M's in a 16 × 16 grid. The limit is measured, not computed: a kernel that reads and
+writes the same rows of P and Q in the same order, without the arithmetic whose results the next update may have to
+wait for. All kernels of a number of factors take turns, and the best of many rounds counts, so that the ratios hold
+although the machine's speed drifts. `python bench/kernels.py [--factors 32,64] [--rounds 60]`
 """
 
 import argparse

@@ -7,17 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mfpar.api import convert, factorize, load
+    from mfpar.api import convert, factorize, load, tune
     from mfpar.config import ModelConfig, TrainConfig
     from mfpar.engine.report import EpochReport
     from mfpar.errors import MfparError
+    from mfpar.losses import Loss
     from mfpar.model.model import Model
 
 _HOMES = {
     "convert": "mfpar.api",
     "factorize": "mfpar.api",
     "load": "mfpar.api",
+    "tune": "mfpar.api",
     "EpochReport": "mfpar.engine.report",
+    "Loss": "mfpar.losses",
     "Model": "mfpar.model.model",
     "ModelConfig": "mfpar.config",
     "TrainConfig": "mfpar.config",
@@ -26,6 +29,7 @@ _HOMES = {
 
 __all__ = [
     "EpochReport",
+    "Loss",
     "MfparError",
     "Model",
     "ModelConfig",
@@ -33,12 +37,15 @@ __all__ = [
     "convert",
     "factorize",
     "load",
+    "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("mfpar")
+    if name == "losses":
+        return importlib.import_module("mfpar.losses")
     if name not in _HOMES:
         raise AttributeError(f"module 'mfpar' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,7 +1,8 @@
 """Settings: what the model is (`ModelConfig`), how this run goes (`TrainConfig`); each default stands here only.
 
-A field carries its help text, its check and its parser, from which the command line builds its options, a configuration
-file is read, and each error gets its sentence. None stands for what follows from other settings: `resolved` fills it in.
+A field carries its help text, its check and its parser, from which the command line builds its options, a
+configuration file is read, and each error gets its sentence. None stands for what follows from other settings:
+`resolved` fills it in.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import numpy as np
 from mfpar.errors import ConfigError
 from mfpar.losses import BUILTIN, Loss, find, huber
 
+LOSSES = ", ".join(BUILTIN)
 OPTIMIZERS = ("sgd", "adagrad")
 RULES = ("constant", "inverse", "exponential", "bold-driver")
 INITS = ("uniform", "normal", "positive")
@@ -59,6 +61,11 @@ def _flag(default: bool | None, text: str) -> Any:
 
 def _is_rate(value: Any) -> bool:
     return _is_real(value) and 0 < value <= 1e6
+
+
+def _are_rates(value: Any) -> bool:
+    several = isinstance(value, tuple) and len(value) > 0 and all(map(_is_rate, value))
+    return value is None or value == "auto" or _is_rate(value) or several
 
 
 def _rates(text: str) -> float | str | tuple[float, ...]:
@@ -111,10 +118,10 @@ class ModelConfig(_Checked):
     """What the model is: a score base + row bias + column bias + P[row]·Q[column], and the loss that it minimises."""
 
     factors: int = _integer(32, "length of each row of P and Q", 1, 4096)
-    loss: str | Loss = _setting(
+    loss: str | Loss = _setting(  # noqa: RUF009 - a field like the others, whose types ruff knows
         "squared",
-        f"{', '.join(BUILTIN)}, or MODULE:NAME of your own Python code, which is run",
-        f"one of {', '.join(BUILTIN)}, MODULE:NAME, or an mfpar.Loss",
+        f"{LOSSES}, or MODULE:NAME of your own Python code, which is run",
+        f"one of {LOSSES}, MODULE:NAME, or an mfpar.Loss",
         lambda v: isinstance(v, Loss) or (isinstance(v, str) and (v in BUILTIN or ":" in v)),
     )
     huber_delta: float = _number(1.0, "error, in ratings, from which on the huber loss is linear", 1e-30, 1e30)
@@ -187,7 +194,7 @@ class TrainConfig(_Checked):
         None,
         "learning rate; a list with commas gives one for each epoch; auto finds it on a sample (default: by loss)",
         "a number > 0, at most 1e6, a list of such, or 'auto'",
-        lambda v: v is None or v == "auto" or _is_rate(v) or (isinstance(v, tuple) and v and all(map(_is_rate, v))),
+        _are_rates,
         _rates,
     )
     lr_rule: str = _choice(

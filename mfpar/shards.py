@@ -1,8 +1,8 @@
 """What a rank holds of P and Q: blocks in one flat float32 buffer, each block a message that can be sent as it lies.
 
-A block of n rows is laid out as n + 1 rows of factors, then n + 1 biases (if any), then n + 1 scales of regularisation (if
-it counts per row), then n + 1 floats for each piece of optimizer state. Row n is the *stranger*: never updated, it stands
-for every id that training has not seen, so that a held-out rating of an unknown id is scored like any other.
+A block of n rows is laid out as n + 1 rows of factors, then n + 1 biases (if any), then n + 1 scales of regularisation
+(if it counts per row), then n + 1 floats for each piece of optimizer state. Row n is the *stranger*: never updated, it
+stands for every id that training has not seen, so that a held-out rating of an unknown id is scored like any other.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfpar.config import ModelConfig, TrainConfig
+from mfpar.hashing import GOLDEN, hashed, mixed
 
 LANES = 8  # a row of factors is padded with zeros to a multiple of this (see mfpar.kernels.vector)
 ALIGNMENT = 64  # bytes; of each block
@@ -91,37 +92,18 @@ def start_block(
     rows = layout.rows(block, len(ids))
     lanes = np.arange(1, layout.factors + 1, dtype=np.uint64) * GOLDEN
     for first in range(0, len(ids), CHUNK):
-        keys = _mixed(_hashed(ids[first : first + CHUNK]) ^ _mixed(np.array([seed * 2 + SIDES[side]], np.uint64)))
-        bits = _mixed(keys[:, None] + lanes)
+        keys = mixed(hashed(ids[first : first + CHUNK]) ^ mixed(np.array([seed * 2 + SIDES[side]], np.uint64)))
+        bits = mixed(keys[:, None] + lanes)
         if init == "normal":
-            quarters = sum((bits >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
+            quarters = np.zeros_like(bits)
+            for shift in (0, 16, 32, 48):
+                quarters += (bits >> np.uint64(shift)) & np.uint64(0xFFFF)
             unit = (quarters.astype(np.float32) * np.float32(2.0**-16) - np.float32(2 - 2**-15)) * np.float32(3**0.5)
         else:
             unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)  # 24 bits fill a float32: [0, 1)
             unit = unit * np.float32(3**0.5) if init == "positive" else (unit - np.float32(0.5)) * np.float32(12**0.5)
         rows[first : first + CHUNK] = unit * np.float32(scale)
     layout.state(block, len(ids))[:] = 1
-
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mixed(words: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that leaves no pattern (SplitMix64: Steele, Lea, Flood, OOPSLA 2014)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def _hashed(ids: np.ndarray) -> np.ndarray:
-    """uint64[n]: of an integer itself, of a string its FNV-1a hash (Fowler, Noll, Vo), however wide it is stored."""
-    if ids.dtype.kind != "S":
-        return ids.astype(np.int64).view(np.uint64)
-    letters = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), ids.dtype.itemsize)
-    hashes = np.full(len(ids), 0xCBF29CE484222325, np.uint64)
-    for column in letters.T:
-        hashes = np.where(column > 0, (hashes ^ column) * np.uint64(0x100000001B3), hashes)
-    return hashes
 
 
 class Slots:

@@ -17,6 +17,7 @@ from mfpar.atomic import refuse_existing
 from mfpar.blockfile import Header
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.report import EpochReport
+from mfpar.losses import Loss, find
 from mfpar.model.model import Model
 from mfpar.model.opening import open_model
 from mfpar.parallel import launch
@@ -33,7 +34,7 @@ def convert(ratings: Any, output: str | Path, **options: Any) -> Header:
         Users, items and ratings; ids are integers or strings.
     output : path of the file to write
     options : see `mfpar.ratings.convert.convert`
-        columns, test, test_fraction, grid, seed, duplicates, memory, force.
+        columns, test, test_fraction, implicit, weights, grid, seed, duplicates, memory, force.
 
     Returns
     -------
@@ -53,9 +54,9 @@ def convert(ratings: Any, output: str | Path, **options: Any) -> Header:
     return convert_ratings(ratings, Path(output), **options)
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, loss: str | Loss | None = None) -> Model:
     """Map a model without reading it whole. Local; see `mfpar.model.opening.open_model`."""
-    return open_model(path)
+    return open_model(path, loss)
 
 
 def factorize(
@@ -68,6 +69,8 @@ def factorize(
     callback: Callable[[EpochReport], None] | None = None,
     log: str | Path | None = None,
     force: bool = False,
+    implicit: bool = False,
+    weights: str | None = None,
     **settings: Any,
 ) -> Model:
     """Factorize ratings: serially, on the ranks of `comm`, or on `ranks` ranks started for it; the result is the same.
@@ -89,8 +92,9 @@ def factorize(
         Write the run's JSON lines there.
     force : bool
         Overwrite `output`.
+    implicit, weights : see `convert`; not for a blocked file, which knows
     settings
-        Any other field of `ModelConfig` and `TrainConfig`: epochs, seed, lr, lr_decay, reg, biases, optimizer, threads.
+        Any other field of `ModelConfig` and `TrainConfig`: loss, epochs, seed, lr, reg, biases, optimizer, threads, ….
 
     Returns
     -------
@@ -124,12 +128,12 @@ def factorize(
         target, folder = _place(output, team, cleaning)
         if team.rank == 0:
             refuse_existing(target, force, files_of(ratings))  # before a conversion that may take long
-        source = _blocked(ratings, team, target, converted)
+        source = _blocked(ratings, team, target, converted, implicit=implicit, weights=weights)
         if ranks is None:
             train_file(source, target, model, train, team, listen, log=log, force=force)
         else:
             train_on_ranks(source, target, model, train, ranks, listen, log=log, force=force)
-        opened = open_model(target)
+        opened = open_model(target, model.loss if isinstance(model.loss, Loss) else find(model.loss))
         team.gather(None)  # all have it open: on one file system its folder may go once nobody holds the model
         if folder:
             cleaning.pop_all()
@@ -158,7 +162,9 @@ def _place(output: str | Path | None, comm: Communicator, cleaning: contextlib.E
     return folder / "model.h5", folder if comm.rank == 0 else None
 
 
-def _blocked(ratings: Any, comm: Communicator, target: Path, cleaning: contextlib.ExitStack) -> Path:
+def _blocked(
+    ratings: Any, comm: Communicator, target: Path, cleaning: contextlib.ExitStack, **options: Any
+) -> Path:
     """The path of a blocked file: that given, or a temporary one made beside the model by the first rank."""
     if isinstance(ratings, str | Path) and Path(ratings).is_file() and h5py.is_hdf5(ratings):
         return Path(ratings)
@@ -166,6 +172,6 @@ def _blocked(ratings: Any, comm: Communicator, target: Path, cleaning: contextli
     if comm.rank == 0:
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.ratings.h5")
         cleaning.callback(path.unlink, missing_ok=True)
-        convert(ratings, path)
+        convert(ratings, path, **options)
         made = str(path)
     return Path(comm.gather(made)[0])

@@ -12,13 +12,16 @@ from mfpar import errors
 from mfpar.atomic import refuse_existing, storage_errors
 from mfpar.blockfile import BlockedFile
 from mfpar.config import ModelConfig, TrainConfig
+from mfpar.engine.course import Course
 from mfpar.engine.report import EpochReport, describe_run
-from mfpar.engine.training import Training, require_places
+from mfpar.engine.tables import require_places
+from mfpar.engine.training import Training
+from mfpar.losses import Loss, importable
 from mfpar.model.saving import save_model
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
 
-Event = dict[str, Any]  # {"kind": "run" | "epoch" | "warning" | "error", …}: a line of the log, as JSON
+Event = dict[str, Any]  # {"kind": "run" | "epoch" | "retry" | "warning" | "error", …}: a line of the log, as JSON
 
 
 def train_file(
@@ -66,12 +69,14 @@ def train_file(
             curve.append(report.as_dict())
             tell("epoch", report.as_dict())
 
+        model, loss = model.resolved()
+        train = train.resolved(loss)
         description = describe_run(file, model, train, comm)
-        training = Training(file, model, train, comm)
+        training = Training(file, model, loss, train, comm)
         tell("run", description)
         if comm.size > 1 and file.grid.size < 2 * comm.size:
             tell("warning", {"message": _crowded(file.grid.size, comm.size)})
-        training.run(on_epoch)
+        Course(training, output, on_epoch, tell).run()
         record = {
             "config": {name: description[name] for name in ("model", "train")},
             "curve": curve,
@@ -97,6 +102,8 @@ def train_on_ranks(
     _refuse_outputs(Path(path), Path(output), log, force)
     with BlockedFile(path) as file:
         require_places(file.grid.size, ranks)
+    if isinstance(model.loss, Loss):
+        model = model.having(loss=importable(model.loss))
     failure: list[Exception] = []
 
     def on_line(line: str) -> None:

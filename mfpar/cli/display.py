@@ -49,15 +49,19 @@ def describe(run: Event) -> str:
     ranks = f"{run['ranks']} rank{'s' * (run['ranks'] > 1)} × {train['threads']} thread{'s' * (train['threads'] > 1)}"
     return (
         f"{run['ratings']:,} ratings of {run['rows']:,} × {run['cols']:,}, grid {run['grid']}, "
-        f"{model['factors']} factors{' + biases' * model['biases']}, {train['optimizer']}, {ranks}"
+        f"{model['factors']} factors{' + biases' * model['biases']}, "
+        f"{(model['loss'] + ' loss, ') * (model['loss'] != 'squared')}{train['optimizer']}, {ranks}"
     )
 
 
 def figures(epoch: Event) -> dict[str, str]:
-    """What to show of an epoch, as text."""
-    shown = {"train": f"{epoch['train_rmse']:.4f}"}
-    if epoch["test_rmse"] is not None:
-        shown["test"] = f"{epoch['test_rmse']:.4f}"
+    """What to show of an epoch, as text: the loss's deciding measure, called by its name where it is not the RMSE."""
+    squared = epoch["train_rmse"] is not None
+    shown = {"train" if squared else "train loss": f"{epoch['train_rmse'] if squared else epoch['train_loss']:.4f}"}
+    for part in ("validation", "test"):
+        if epoch[part]:
+            name, measure = next(iter(epoch[part].items()))
+            shown[part if name == "rmse" else f"{part} {name.replace('_', ' ')}"] = f"{measure:.4f}"
     return shown | {"speed": f"{epoch['updates_per_second'] / 1e6:.1f} M updates/s"}
 
 
@@ -72,8 +76,8 @@ class _Plain:
         if event["kind"] == "run":
             print(describe(event), flush=True)
             self._started = time.perf_counter()
-        elif event["kind"] == "warning":
-            print(f"mfpar: warning: {event['message']}", file=sys.stderr, flush=True)
+        elif event["kind"] in ("warning", "retry"):
+            print(f"mfpar: {'warning: ' * (event['kind'] == 'warning')}{event['message']}", file=sys.stderr, flush=True)
         else:
             done = event["epoch"]
             left = (time.perf_counter() - self._started) / done * (self._epochs - done)
@@ -93,8 +97,8 @@ def _bar(epochs: int) -> Iterator[Callable[[Event], None]]:
         if event["kind"] == "run":
             progress.console.print(describe(event), highlight=False, soft_wrap=True)
             progress.start()
-        elif event["kind"] == "warning":
-            progress.console.print(f"[yellow]warning:[/yellow] {event['message']}", highlight=False)
+        elif event["kind"] in ("warning", "retry"):
+            progress.console.print(f"[yellow]{event['kind']}:[/yellow] {event['message']}", highlight=False)
         else:
             text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
             progress.update(task, completed=event["epoch"], description=text)

@@ -3,10 +3,14 @@
 import argparse
 import dataclasses
 import re
-import types
-import typing
+import tomllib
 from typing import Any
 
+from mfpar.config import ModelConfig, TrainConfig
+from mfpar.errors import ConfigError
+
+WORDS: dict[Any, str] = {True: "yes", False: "no"}
+INFORMATIVE = {"result"}  # tables of a configuration file that say where it comes from
 POWERS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -23,26 +27,51 @@ def size(text: str) -> int:
 
 
 def add_settings(parser: argparse._ActionsContainer, settings: type[Any]) -> None:
-    """An option for each field of a settings class, with its help and default."""
+    """An option for each field of a settings class, with its help and default; what is not given is not set."""
     for field in dataclasses.fields(settings):
         name, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         if field.default is not None:
-            text += f" (default: {'yes' if field.default is True else field.default})"
-        if field.type is bool:
-            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+            text += f" (default: {WORDS.get(field.default, field.default)})"
+        if field.metadata["parse"] is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             parser.add_argument(
-                name, type=_plain(field.type), default=field.default, metavar=field.name.upper(), help=text
+                name, type=field.metadata["parse"], default=argparse.SUPPRESS, metavar=field.name.upper(), help=text
             )
 
 
-def settings_of(args: argparse.Namespace, settings: type[Any]) -> Any:
-    """The settings that were given, checked."""
-    return settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(settings)})
+def settings_of(args: argparse.Namespace, settings: type[Any], file: dict[str, Any] | None = None) -> Any:
+    """The settings that were given, checked: on the command line, or else in a table of a configuration file."""
+    fields = [field.name for field in dataclasses.fields(settings)]
+    given = {name: getattr(args, name) for name in fields if hasattr(args, name)}
+    return settings(**{**(file or {}), **given})
 
 
-def _plain(annotation: Any) -> Any:
-    """`float` of `float | None`."""
-    if isinstance(annotation, types.UnionType):
-        return next(part for part in typing.get_args(annotation) if part is not types.NoneType)
-    return annotation
+def read_config(path: str | None) -> dict[str, dict[str, Any]]:
+    """The tables "model" and "train" of a configuration file (TOML); empty ones without a file.
+
+    Raises
+    ------
+    ConfigError
+        It can't be read, or has settings that there are not.
+    """
+    tables: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
+    if path is None:
+        return tables
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is no TOML file: {error}") from error
+    for name, settings in (("model", ModelConfig), ("train", TrainConfig)):
+        table = found.pop(name, {})
+        known = {field.name for field in dataclasses.fields(settings)}
+        unknown = sorted(set(table) - known) if isinstance(table, dict) else [name]
+        if unknown:
+            raise ConfigError(f"{path}: [{name}] has no setting {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+        tables[name] = table
+    if unknown := sorted(set(found) - INFORMATIVE):
+        raise ConfigError(f"{path}: has {unknown[0]!r}; the tables of a configuration are [model] and [train]")
+    return tables

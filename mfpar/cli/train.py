@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from mfpar.cli.display import display
-from mfpar.cli.options import add_settings, settings_of
+from mfpar.cli.options import add_settings, read_config, settings_of
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.parallel import launch
 
@@ -16,6 +16,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("-o", "--output", required=True, metavar="MODEL.h5", help="the model to write")
     add_settings(parser.add_argument_group("model"), ModelConfig)
     add_settings(parser.add_argument_group("run"), TrainConfig)
+    parser.add_argument("--config", metavar="FILE.toml", help="settings, as `mfpar tune` writes them; options win")
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine")
     parser.add_argument("--log", metavar="RUN.jsonl", help="write a line of JSON at the start and after every epoch")
     parser.add_argument(
@@ -23,8 +24,10 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="how to show progress (default: a bar on a terminal, plain lines elsewhere)",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite the output")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, collective=True)
 
+
+SETTINGS: tuple[tuple[str, type[Any]], ...] = (("model", ModelConfig), ("train", TrainConfig))
 
 _TEXT = """Factorizes a blocked file and saves the model. Run it as it is, under mpirun or srun, or with --ranks N: the
 factors are the same, bit for bit, on any number of ranks and threads."""
@@ -34,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
     """Run the verb. Collective under a launcher."""
     from mfpar import api
 
-    model, train = settings_of(args, ModelConfig), settings_of(args, TrainConfig)
+    config = read_config(args.config)
+    model, train = (settings_of(args, kind, config[name]) for name, kind in SETTINGS)
     options: dict[str, Any] = {"log": args.log, "force": args.force}
     if args.ranks is not None:
         with display(args.progress, train.epochs) as show:

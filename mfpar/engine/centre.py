@@ -6,8 +6,8 @@ While it trains, z = base + bᵢ + cⱼ + pᵢ·qⱼ, and the errors keep a mean
     [base + δ + b̄ + c̄ + p̄·q̄]  +  [bᵢ − b̄ + (pᵢ − p̄)·q̄]  +  [cⱼ − c̄ + (qⱼ − q̄)·p̄]  +  (pᵢ − p̄)·(qⱼ − q̄),
 
 a model of the same form whose average row and column are zero: an unknown id, taken for the average one, contributes
-nothing. What the first bracket exceeds the mean of the ratings (in general: the level that scores start from) by goes to the
-biases, half to each side.
+nothing. What the first bracket exceeds the mean of the ratings (in general: the level that scores start from) by goes
+to the biases, half to each side.
 
 All sums run elementwise over whole rows or lanes, in float64 and in a fixed order, which no BLAS or SIMD width changes.
 """

@@ -1,7 +1,7 @@
 """The course of a run: its epochs, and what to do when one of them goes wrong or no longer helps.
 
-Every decision is taken on sums that are the same on any number of ranks and threads, so that all ranks take the same one
-and the bits stay what they are.
+Every decision is taken on sums that are the same on any number of ranks and threads, so that all ranks take the same
+one and the bits stay what they are.
 """
 
 import math
@@ -15,6 +15,7 @@ from mfpar.engine.rates import Rates
 from mfpar.engine.report import EpochReport, Measures
 from mfpar.engine.training import Pass, Training
 from mfpar.errors import ConfigError, DivergedError
+from mfpar.losses import is_builtin
 from mfpar.metrics import more_is_better
 
 EXPLODED = 3.0  # times the loss of the starting values, beyond which training has diverged though all is finite still
@@ -89,7 +90,7 @@ class Course:
             done = self._training.run_epoch(epoch, self._knobs())
             if done.loss <= self._start_loss + (EXPLODED - 1) * abs(self._start_loss) + self._negligible:
                 return done
-            if not math.isfinite(done.loss) and not self._training.objective.loss.builtin:
+            if not math.isfinite(done.loss) and not is_builtin(self._training.objective.loss):
                 self._blame(epoch, copies)
             rate = self._rates.now
             if attempt == REPAIRS:

@@ -5,6 +5,7 @@ import numpy as np
 from mfpar.blockfile import Strip
 from mfpar.config import TrainConfig
 from mfpar.grid import Grid
+from mfpar.hashing import GOLDEN, mixed
 
 
 def split(strip: Strip, first: int, grid: Grid, train: TrainConfig) -> tuple[Strip, Strip]:
@@ -28,14 +29,9 @@ def split(strip: Strip, first: int, grid: Grid, train: TrainConfig) -> tuple[Str
 
 
 def _hash(rows: np.ndarray, cols: np.ndarray, seed: int) -> np.ndarray:
-    """uint64[n] of int64[n] positions (SplitMix64's mix: Steele, Lea, Flood, OOPSLA 2014)."""
+    """uint64[n] of int64[n] positions."""
     words = (rows.astype(np.uint64) << np.uint64(32)) ^ cols.astype(np.uint64)
-    for key in (np.uint64(seed), np.uint64(0x9E3779B97F4A7C15)):
-        words = words ^ key
-        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        words = words ^ (words >> np.uint64(31))
-    return words
+    return mixed(mixed(words ^ np.uint64(seed)) ^ GOLDEN)
 
 
 def _some(strip: Strip, chosen: np.ndarray) -> Strip:

@@ -20,7 +20,8 @@ import mfpar.losses
 @functools.cache
 def _sources_digest() -> str:
     sha = hashlib.sha256()
-    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(mfpar.losses.__file__)):
+    folders = Path(__file__).parent, Path(mfpar.losses.__file__).parent
+    for source in (source for folder in folders for source in sorted(folder.glob("*.py"))):
         sha.update(source.read_bytes())
     return sha.hexdigest()[:12]
 

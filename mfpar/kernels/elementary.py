@@ -18,7 +18,7 @@ from mfpar import losses
 from mfpar.kernels.compile import inlined
 from mfpar.kernels.vector import get
 
-F, I = np.float32, np.int32
+F, I32 = np.float32, np.int32
 
 LARGEST = F(losses.LARGEST_EXPONENT)
 LOG2_E = F(1.44269504)
@@ -38,8 +38,8 @@ S1, S2, S3, S4, S5, S6, S7, S8 = (
 )
 ZERO, ONE, HALF = F(0), F(1), F(0.5)
 
-# The logistic function in quadratic pieces around the multiples of 1/16 from −16 to 16: a fourth of the steps' wait that
-# an exponential and a division cost. Each piece goes through three Chebyshev points, which errs by 2e-7 at most.
+# The logistic function in quadratic pieces around the multiples of 1/16 from −16 to 16: a step waits half as long for
+# it as for an exponential and a division. Each piece goes through three Chebyshev points, which errs by 2e-7 at most.
 PIECES, REACH = 16, 16
 
 
@@ -57,8 +57,8 @@ def _pieces():
 
 SIGMOID = _pieces()
 NODES, WIDTH, FARTHEST = F(PIECES), F(1 / PIECES), F(REACH)
-SHIFT_PATTERN = I(SHIFT.view(I)) - I(REACH * PIECES)
-BITS, EXPONENT_OF_HALF_ROOT = I(23), I(0x3F3504F3)  # the pattern of √½
+SHIFT_PATTERN = I32(SHIFT.view(I32)) - I32(REACH * PIECES)
+BITS, EXPONENT_OF_HALF_ROOT = I32(23), I32(0x3F3504F3)  # the pattern of √½
 
 
 @intrinsic
@@ -130,8 +130,8 @@ def log32(x):
     if not x > ZERO:
         return np.log(x)
     bits = pattern(x)
-    exponent = I((bits - EXPONENT_OF_HALF_ROOT) >> BITS)
-    f = number(I(bits - (exponent << BITS))) - ONE
+    exponent = I32((bits - EXPONENT_OF_HALF_ROOT) >> BITS)
+    f = number(I32(bits - (exponent << BITS))) - ONE
     p = fma(f, fma(f, fma(f, fma(f, fma(f, fma(f, L9, L8), L7), L6), L5), L4), L3)
     e, s = F(exponent), f * f
     return fma(e, LN2_HIGH, fma(e, LN2_LOW, fma(f * s, p, fma(-HALF, s, f))))
@@ -148,7 +148,7 @@ def sigmoid32(z):
     """1 / (1 + e^−z); the argument is cut to ±16."""
     z = max(-FARTHEST, min(z, FARTHEST))
     shifted = fma(z, NODES, SHIFT)
-    at = np.int64(I(pattern(shifted) - SHIFT_PATTERN)) * 4
+    at = np.int64(I32(pattern(shifted) - SHIFT_PATTERN)) * 4
     d = fma(SHIFT - shifted, WIDTH, z)
     return fma(fma(get(SIGMOID, at + 2), d, get(SIGMOID, at + 1)), d, get(SIGMOID, at))
 

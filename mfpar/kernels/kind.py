@@ -29,9 +29,8 @@ class Kind:
     def name(self) -> str:
         """Tells this kind from all others but for its loss."""
         flags = ("biases", "adagrad", "weighted", "scaled", "l1", "nonnegative", "checked")
-        return "_".join(
-            (f"k{self.factors}", f"every{self.every}", self.cells, *(flag for flag in flags if getattr(self, flag)), self.dtypes)
-        )
+        chosen = [flag for flag in flags if getattr(self, flag)]
+        return "_".join((f"k{self.factors}", f"every{self.every}", self.cells, *chosen, self.dtypes))
 
     @property
     def dtypes(self) -> str:

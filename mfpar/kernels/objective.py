@@ -32,7 +32,7 @@ def register(loss: Loss) -> str:
     """Make a loss known to kernels: the string that stands for it, made of all that its functions depend on."""
     functions = {"gradient": loss.gradient, "value": loss.value, "link": loss.link_function}
     sha = hashlib.sha256()
-    known = all([_digest(function, sha, set()) for function in functions.values()])
+    known = _digest(tuple(functions.values()), sha, set())
     plain = "".join(c if c.isalnum() else "-" for c in loss.name)[:40]
     key = f"{plain}-{sha.hexdigest()[:16]}" + ("" if known else f"-{id(loss)}")
     if key not in _LOSSES:
@@ -61,7 +61,8 @@ def _digest(thing: Any, sha: Any, seen: set[int]) -> bool:
         return True
     seen.add(id(thing))
     if isinstance(thing, tuple | frozenset):
-        return all([_digest(part, sha, seen) for part in thing])
+        known = [_digest(part, sha, seen) for part in thing]  # all of them, also behind one that is not known
+        return all(known)
     if isinstance(thing, CodeType):
         sha.update(thing.co_code)
         return _digest((*thing.co_consts, *thing.co_names, *thing.co_varnames), sha, seen)
@@ -121,7 +122,9 @@ _by_literal(value, "value", np.float64)
 _by_literal(link, "link", np.float32)
 
 
-def compiled_for(key: str, specialisation: str, signature: Any) -> Callable[..., Any]:
+def compiled_for(
+    key: str, specialisation: str, signature: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`compiled` for a kernel that inlines the loss of this key; an error of Numba's that is the loss's is told as one.
 
     Raises

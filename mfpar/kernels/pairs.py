@@ -7,8 +7,8 @@ have in common cancels; e = −∂value(1, z)/∂z::
 
 (Rendle, Freudenthaler, Gantner, Schmidt-Thieme: BPR: Bayesian personalized ranking from implicit feedback, UAI 2009).
 Column k is drawn among the columns of the same column-block, so that a block touches nothing but its own rows and
-columns; columns lie in random order, and every row meets all column-blocks in an epoch. Pairs within a column change the
-roles of P and Q. The common side is called `one` below, the other one `two`.
+columns; columns lie in random order, and every row meets all column-blocks in an epoch. Pairs within a column change
+the roles of P and Q. The common side is called `one` below, the other one `two`.
 """
 
 import functools

@@ -1,10 +1,11 @@
 """Cells without a rating, drawn inside a block: counter-based, so that a sample depends on its place alone.
 
-The n-th number of a stream is a bijective mix of n and the stream's key (SplitMix64: Steele, Lea, Flood: Fast splittable
-pseudorandom number generators, OOPSLA 2014). A key stands for (seed, epoch, row-block, column-block).
+The n-th number of a stream is a bijective mix of n and the stream's key (SplitMix64: Steele, Lea, Flood: Fast
+splittable pseudorandom number generators, OOPSLA 2014). A key stands for (seed, epoch, row-block, column-block).
 
 A drawn cell that has a rating is no negative. Which cells have one is told by a table of bits that ratings are hashed
-into (Bloom 1970, with one hash): it never takes a rated cell for a free one, and one free cell in sixteen for a rated one.
+into (Bloom 1970, with one hash): it never takes a rated cell for a free one, and one free cell in sixteen for a rated
+one.
 """
 
 import numpy as np

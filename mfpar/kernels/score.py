@@ -73,8 +73,8 @@ def contrast_kernel(kind: Kind) -> Callable[..., Any]:
 
     contrast(first, last, met, offsets, rows, cols, values, weights, trained_offsets, trained_rows, trained_cols,
     trained_values, trained_weights, P, …, q_counts, base, weight, target, origin, key, scores): each rating above zero
-    is set against one cell of its row (for cells "col": of its column) that neither strip has a rating of. LOSS grows by
-    the loss of the pair, RIGHT by 1 where the positive goes first and ½ for a tie, SQUARES by the number of pairs.
+    is set against one cell of its row (for cells "col": of its column) that neither strip has a rating of. LOSS grows
+    by the loss of the pair, RIGHT by 1 where the positive goes first and ½ for a tie, SQUARES by the number of pairs.
     """
     stride, loss, biases = kind.stride, kind.loss, kind.biases
     by_col, pairs = kind.cells == "col", kind.cells in ("row", "col")

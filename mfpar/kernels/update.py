@@ -11,9 +11,9 @@ every η of P, Q, b and c by itself. L1 regularisation and non-negativity are pr
 towards zero, and those below zero are set to it (Duchi, Singer: Efficient online and batch learning using forward
 backward splitting, JMLR 2009).
 
-AdaGrad divides η by the root of one running sum for each row and column, of its squared gradients' mean over the factors
-(Chin, Zhuang, Juan, Lin: A learning-rate schedule for stochastic gradient methods to matrix factorization, PAKDD 2015).
-Its bias goes at the same rate: with a sum of its own it would stop long before its row has settled. The squared norm of
+AdaGrad divides η by the root of one running sum for each row and column, of its squared gradients' mean over the
+factors (Chin, Zhuang, Juan, Lin: A learning-rate schedule for stochastic gradient methods to matrix factorization, PAKDD
+2015). Its bias goes at the same rate: with a sum of its own it would stop long before its row has settled. The squared norm of
 a gradient costs no second pass: |λp − eq|² = λ²|p|² − 2λe p·q + e²|q|².
 
 A *checked* kernel refuses and counts the steps whose gradient is not finite: it finds out what a loss can't stand.

@@ -8,7 +8,7 @@ from mfpar.losses import LARGEST_EXPONENT, Loss
 
 
 def _exp(scores: np.ndarray) -> np.ndarray:
-    return np.exp(np.clip(scores, -LARGEST_EXPONENT, LARGEST_EXPONENT))
+    return np.asarray(np.exp(np.clip(scores, -LARGEST_EXPONENT, LARGEST_EXPONENT)))
 
 
 def _sigmoid(scores: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ def open_model(path: str | Path, loss: str | Loss | None = None) -> Model:
 
 
 def _transform(path: Path, name: str, link: str, given: str | Loss | None) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What makes predictions of scores: a named link, or that of the loss that is given; None where neither is there."""
+    """What makes predictions of scores: a named link, or that of the loss that is given; None without either."""
     if link in TRANSFORMS:
         return TRANSFORMS[link]
     if given is None:

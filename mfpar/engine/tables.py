@@ -1,0 +1,183 @@
+"""The model while it is trained, on one rank: its slice of P, and the column-blocks of Q that pass."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mfpar.blockfile import SIDES, BlockedFile, Strip
+from mfpar.config import TrainConfig
+from mfpar.engine.centre import Averages, weighted_sum
+from mfpar.engine.crew import Crew
+from mfpar.engine.objective import Objective
+from mfpar.engine.rotation import Rotation
+from mfpar.engine.starting import Starter
+from mfpar.engine.steps import arrays_of
+from mfpar.errors import ConfigError
+from mfpar.grid import span
+from mfpar.parallel.comm import Communicator
+from mfpar.shards import Layout, Slots
+
+# A kernel, arrays that it takes behind the strip, and what it takes behind the tables.
+Call = tuple[Callable[..., None], tuple[Any, ...], tuple[Any, ...]]
+
+
+def require_places(grid: int, ranks: int) -> None:
+    """Raise ConfigError where there are more ranks than row-blocks."""
+    if ranks > grid:
+        raise ConfigError(
+            f"{ranks} ranks for a grid of {grid}: at most {grid} can take part; "
+            f"use fewer, or convert with --grid {4 * ranks}"
+        )
+
+
+class Tables:
+    """The tables of a run, and how kernels visit their blocks. Collective.
+
+    Parameters
+    ----------
+    file : BlockedFile
+    objective : Objective
+    train : TrainConfig
+    comm : Communicator
+
+    Raises
+    ------
+    ConfigError
+        More ranks than the grid has blocks.
+    """
+
+    def __init__(self, file: BlockedFile, objective: Objective, train: TrainConfig, comm: Communicator):
+        grid = self._grid = file.grid
+        require_places(grid.size, comm.size)
+        self.first, self.last = span(grid.size, comm.size, comm.rank)
+        self.comm, self.train, self.header, self.objective = comm, train, file.header, objective
+        self.layout = Layout.of(objective.model, train)
+        self._offset = 0.0  # δ of docs/method.md
+        self._counts = {  # for the averages that a model with biases is centred on
+            side: [file.ratings_of(side, index, index + 1) for index in range(self.first, self.last)]
+            for side in SIDES
+            if self._centred
+        }
+        self._row_sizes = grid.row_sizes[self.first : self.last]
+        self._slots = Slots([self.layout.floats(int(size)) for size in self._row_sizes])
+        self._starter = Starter(file, objective.model, self.layout, train.seed, objective.unit)
+        self._rotation = Rotation(grid, self.layout, comm, lambda block, j: self._starter.fill(block, "cols", j))
+        self._start_rows()
+        self._crew = Crew(train.threads)
+
+    def restart(self) -> None:
+        """Go back to the starting values. Local."""
+        self._start_rows()
+        self._rotation.restart()
+        self._offset = 0.0
+
+    def _start_rows(self) -> None:
+        for place in range(self.last - self.first):
+            self._starter.fill(self._slots[place], "rows", self.first + place)
+
+    def state(self, order: np.ndarray | None = None) -> list[np.ndarray]:
+        """Views of all that training changes here; column-blocks as they lie, or lay in another order. Local."""
+        return [self._slots.buffer, *self._rotation.held(order)]
+
+    @property
+    def position(self) -> tuple[np.ndarray, float]:
+        """What else `state` needs to be put back, see `reposition`."""
+        return self._rotation.order, self._offset
+
+    def reposition(self, position: tuple[np.ndarray, float]) -> None:
+        """Say that `state` has been put back to what it was when `position` was this. Local."""
+        self._rotation.order, self._offset = position
+
+    def seat_strangers(self) -> None:
+        """Make the stranger of every block the average row, as the finished model will score it. Collective."""
+        if self._centred:
+            self._rotation.home()
+            averages = self._averages()
+            for side, _, block, size in self._blocks():
+                averages.seat_stranger(*self.layout.stranger(block, size), side)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers on this rank are, and none so large that its square is not."""
+        return all(math.isfinite(float(np.dot(block, block))) for block in self.state())
+
+    def finish(self) -> None:
+        """Bring column-blocks home and move the model to where its average row and column are zero. Collective."""
+        self._rotation.home()
+        if self._centred:
+            averages = self._averages()
+            for side, _, block, size in self._blocks():
+                averages.centre(self.layout.rows(block, size), self.layout.bias(block, size), side)
+
+    @property
+    def _centred(self) -> bool:
+        """Whether the model ends where its average is zero; what L1 has made zero stays zero instead."""
+        return self.layout.biases and not self.objective.l1
+
+    @property
+    def base(self) -> float:
+        """Of the scores of the finished model."""
+        return self.objective.level if self._centred else float(self.objective.base) + self._offset
+
+    def row_block(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Factors float32[rows, k] and biases float32[rows] of row-block i of this rank; views."""
+        block, size = self._slots[i - self.first], int(self._grid.row_sizes[i])
+        return self.layout.rows(block, size), self.layout.bias(block, size)
+
+    def col_block(self, j: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of column-block j (first ≤ j < last); after `finish`."""
+        block, size = self._rotation.block(j), int(self._grid.col_sizes[j])
+        return self.layout.rows(block, size), self.layout.bias(block, size)
+
+    def _blocks(self) -> Iterator[tuple[str, int, np.ndarray, int]]:
+        """Side, index, buffer and number of rows of each block that this rank owns, column-blocks at home."""
+        for index in range(self.first, self.last):
+            yield "rows", index, self._slots[index - self.first], int(self._grid.row_sizes[index])
+        for index in range(self.first, self.last):
+            yield "cols", index, self._rotation.block(index), int(self._grid.col_sizes[index])
+
+    def _averages(self) -> Averages:
+        """The average row and column of all ranks, column-blocks at home. Collective."""
+        sums: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+        for side, index, block, size in self._blocks():
+            counts = self._counts[side][index - self.first]
+            sums[side].append(
+                weighted_sum(self.layout.rows(block, size), self.layout.bias(block, size), counts).tolist()
+            )
+        ranks = self.comm.gather(sums)
+        everybody = {side: [total for rank in ranks for total in rank[side]] for side in SIDES}
+        level = float(self.objective.base) + self._offset - self.objective.level
+        return Averages.of(everybody, self.header.ratings, level, self.objective.model.nonnegative)
+
+    def _visit_all(self, order: np.ndarray, strip: Strip, calls: Sequence[Call]) -> None:
+        """Let kernels visit every block of a strip once, in the order of the ring."""
+        self._rotation.epoch(order, self._visitor(strip, calls))
+
+    def _visit_home(self, strip: Strip, calls: Sequence[Call]) -> None:
+        """Let kernels visit the blocks on the diagonal."""
+        held, met = self.last - self.first, np.arange(self.first, self.last)
+        visit = self._visitor(strip, calls)
+        starts, counts = self._rotation.starts(), self._grid.col_sizes[met] + 1
+        visit(0, 1, met, starts, counts)
+        if held > 1:
+            visit(1, held, met, starts, counts)
+
+    def _visitor(self, strip: Strip, calls: Sequence[Call]) -> Callable[..., None]:
+        row_counts, places = self._row_sizes + 1, np.arange(self.last - self.first)
+        arrays = arrays_of(strip)
+
+        def visit(first: int, last: int, met: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> None:
+            def call(a: int, b: int) -> None:
+                for kernel, further, rest in calls:
+                    kernel(
+                        *(a, b, met, *arrays, *further),
+                        *(self._slots.buffer, self._slots.starts, row_counts),
+                        *(self._rotation.slots.buffer, starts, counts, *rest),
+                    )
+
+            work = strip.offsets[places, met + 1] - strip.offsets[places, met]
+            self._crew.run((first, last), work, call)
+
+        return visit
