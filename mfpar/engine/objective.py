@@ -87,7 +87,8 @@ class Objective:
             )
         level = start_of(loss, header) if model.mean else 0.0
         unit = unit_of(header.deviation) if loss.degree else 1.0
-        return cls(model, loss, unit, level, np.float32(level - (model.lift or 0.0) * header.deviation), path)
+        lift = (model.lift or 0.0) * (header.deviation if loss.degree else 1.0)
+        return cls(model, loss, unit, level, np.float32(level - lift), path)
 
     @property
     def lifted(self) -> bool:

@@ -85,8 +85,9 @@ class Training(Tables):
         waited, sent, trained = self.comm.seconds_waiting - waited, self.comm.bytes_sent - sent, time.perf_counter()
         ranks = self.comm.gather([_plain(sums), trained - started, waited, sent, self.finite])
         value, counted, descent, refused = _totals(ranks, (VALUE, COUNTED, DESCENT, REFUSED))
-        self._offset = descent / self.ratings if self.objective.lifted else 0.0
-        loss = mean(value, counted) - self._offset**2 / 2
+        curvature = self.objective.loss.curvature
+        self._offset = descent / self.ratings / curvature if self.objective.lifted else 0.0
+        loss = mean(value, counted) - curvature * self._offset**2 / 2
         first = next((row[REFUSED + 1 : REFUSED + 3] for rank in ranks for row in rank[0] if row[REFUSED]), (0.0, 0.0))
         return Pass(
             loss=loss if all(rank[4] for rank in ranks) else math.nan,

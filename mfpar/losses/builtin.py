@@ -28,7 +28,7 @@ def huber(delta: float = 1.0) -> Loss:
     def gradient(r: Any, z: Any) -> Any:
         return max(-limit, min(z - r, limit))
 
-    return Loss(gradient, value, name="huber", lift=0.0, degree=1)
+    return Loss(gradient, value, name="huber", reg=0.025, lift=0.0, degree=1)
 
 
 def _kullback_leibler(r: float, z: float) -> float:
@@ -77,7 +77,7 @@ def _difference(r: float, z: float) -> float:
     return z - r
 
 
-_BINARY: dict[str, Any] = {"lift": 0.0, "degree": 0, "ratings": "binary"}
+_BINARY: dict[str, Any] = {"degree": 0, "ratings": "binary"}
 
 BUILTIN = {
     loss.name: loss
@@ -86,22 +86,22 @@ BUILTIN = {
         Loss(_sign, _absolute, name="absolute", lift=0.0, degree=1, metrics=("mae", "rmse")),
         dataclasses.replace(huber(), metrics=("loss", "rmse", "mae")),
         Loss(
-            lambda r, z: exp(z) - r, _kullback_leibler, "exp", "poisson", reg=0.02, lift=0.0, degree=0, start="log",
+            lambda r, z: exp(z) - r, _kullback_leibler, "exp", "poisson", reg=0.05, lift=0.0, degree=0, start="log",
             ratings="counts", metrics=("deviance", "rmse", "mae"), every=25,
         ),
         Loss(
             _log_loss_gradient, _log_loss, "sigmoid", "logistic", {"sgd": 0.05, "adagrad": 0.1}, 0.02, start="logit",
-            metrics=("log_loss", "accuracy"), every=25, **_BINARY,
+            metrics=("log_loss", "accuracy"), every=25, curvature=0.2, **_BINARY,
         ),
-        Loss(_hinge_gradient, _slack, name="hinge", reg=0.02, start="zero", metrics=("loss", "accuracy"), **_BINARY),
+        Loss(_hinge_gradient, _slack, name="hinge", reg=0.03, lift=0.0, start="zero", metrics=("loss", "accuracy"), **_BINARY),
         Loss(
-            _squared_hinge_gradient, _squared_hinge, name="squared-hinge", reg=0.02, start="zero",
+            _squared_hinge_gradient, _squared_hinge, name="squared-hinge", reg=0.04, lift=0.0, start="zero",
             metrics=("loss", "accuracy"), **_BINARY,
         ),
         _bpr("row"),
         _bpr("col"),
         Loss(
-            _difference, squared_value, name="one-class", reg=0.02, lift=0.0, degree=0, start="zero", cells="one-class",
+            _difference, squared_value, name="one-class", rates={"sgd": 0.05, "adagrad": 0.1}, reg=0.01, lift=0.0, degree=0, start="zero", cells="one-class",
             metrics=("loss", "auc"),
         ),
     )

@@ -44,8 +44,10 @@ class Loss:
         to find for themselves (`--loss`, `ranks=`) needs the name under which it can be imported.
     rates : dict
         Learning rate by optimizer ("sgd", "adagrad"), where `lr` is not given.
-    reg, lift : float
-        L2 regularisation, where `reg` is not given; how far below the mean biases start (docs/method.md).
+    reg, lift, curvature : float
+        L2 regularisation, where `reg` is not given; how far below the mean biases start (docs/method.md), in standard
+        deviations of the ratings, or in scores where those have no unit; the typical second derivative of the value by
+        z, with which training corrects what the lift leaves.
     degree : 2, 1 or 0
         How the value grows with the unit of the ratings: like its square (squared loss), like it (absolute), or not at
         all because scores have no unit (logistic). Makes a learning rate mean the same on any scale.
@@ -70,6 +72,7 @@ class Loss:
     rates: dict[str, float] = dataclasses.field(default_factory=lambda: {"sgd": 0.02, "adagrad": 0.05})
     reg: float = 0.05
     lift: float = 3.0
+    curvature: float = 1.0
     degree: int = 2
     start: str = "mean"
     ratings: str = "any"
