@@ -20,7 +20,7 @@ install: $(INSTALLED) ## create .venv with mfpar, Open MPI and the development t
 # Made again only when pyproject.toml asks for other packages; an edit of the code needs no new installation.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(MPI),test,plot,demo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(MPI),test,tune,plot,demo]'
 	touch $@
 
 demo: data/movielens.csv ## MovieLens from CSV to ten recommendations and a picture of the convergence, in data/

@@ -55,14 +55,23 @@ def run_all(size: int, body: Callable[["Simulated"], Result], seed: int = 0) -> 
 class Hub:
     """Where ranks meet."""
 
-    def __init__(self, size: int, seed: int):
+    def __init__(self, size: int, seed: int, whole: "Hub | None" = None):
         self.size = size
         self.lock = threading.RLock()
         self.random = random.Random(seed)
-        self.failure: BaseException | None = None
+        self.failures: list[BaseException] = whole.failures if whole else []  # a group's are those of all ranks
+        self.groups: dict[tuple[int, int], Hub] = {}  # by the number of the split, and of the group in it
         self.gathered: dict[int, dict[int, str]] = collections.defaultdict(dict)
         # By sender, receiver and tag: messages of which the other half has not come yet, and pairs under way.
         self.posted: dict[tuple[int, int, int], dict[str, collections.deque[tuple[Message, Flight]]]] = {}
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self.failures[0] if self.failures else None
+
+    def group(self, split: int, group: int, size: int) -> "Hub":
+        with self.lock:
+            return self.groups.setdefault((split, group), Hub(size, group, self))
 
     def post(self, kind: str, sender: int, receiver: int, message: Message, flight: "Flight") -> None:
         with self.lock:
@@ -105,7 +114,7 @@ class Simulated:
     def __init__(self, hub: Hub, rank: int):
         self.hub, self.rank, self.size = hub, rank, hub.size
         self.seconds_waiting, self.bytes_sent = 0.0, 0
-        self._gathers = 0
+        self._gathers, self._splits = 0, 0
 
     def start(self, sends: list[Message], receives: list[Message]) -> Flight:
         flight = Flight(self, len(sends) + len(receives))
@@ -136,6 +145,14 @@ class Simulated:
         self.wait_until(lambda: len(mine) == self.size)
         return [json.loads(mine[rank]) for rank in range(self.size)]
 
+    def split(self, group: int) -> "Simulated":
+        members = [rank for rank, named in enumerate(self.gather(group)) if named == group]
+        self._splits += 1
+        return Simulated(self.hub.group(self._splits, group, len(members)), members.index(self.rank))
+
+    def close(self) -> None:
+        pass
+
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         try:
@@ -144,5 +161,5 @@ class Simulated:
         except BaseException as error:
             if not self.hub.failure:
                 known = isinstance(error, MfparError)
-                self.hub.failure = error if known else RankError(f"rank {self.rank} failed: {error!r}")
+                self.hub.failures.append(error if known else RankError(f"rank {self.rank} failed: {error!r}"))
             raise

@@ -2,5 +2,6 @@
 
 from mfpar.api.functions import convert, factorize, load
 from mfpar.api.runs import train_file, train_on_ranks
+from mfpar.api.tuning import TuningResult, tune, tune_file
 
-__all__ = ["convert", "factorize", "load", "train_file", "train_on_ranks"]
+__all__ = ["TuningResult", "convert", "factorize", "load", "train_file", "train_on_ranks", "tune", "tune_file"]

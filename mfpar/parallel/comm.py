@@ -62,6 +62,13 @@ class Communicator(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Everybody's value, in rank order, on every rank; for small JSON-like values. Collective."""
 
+    def split(self, group: int) -> "Communicator":
+        """The communicator of the ranks that name the same group, in their order. Collective; within `guard`.
+
+        An error inside the group's guard is one of all ranks: it interrupts the waits of other groups too, and has to
+        leave the guard of this communicator as well. What is split off is closed before this communicator is.
+        """
+
     def close(self) -> None:
         """Give back what this communicator holds. Collective."""
 
@@ -93,6 +100,10 @@ class Serial:
     def gather(self, value: Any) -> list[Any]:
         """The one value."""
         return [value]
+
+    def split(self, group: int) -> Communicator:
+        """The one rank is the one group."""
+        return self
 
     def close(self) -> None:
         """There is nothing to give back."""

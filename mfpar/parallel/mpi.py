@@ -81,6 +81,14 @@ class Mpi:
             self._mover.stop()  # what is still under way never arrives
             raise
 
+    def split(self, group: int) -> "Mpi":
+        """See `Communicator.split`."""
+        self.gather(None)  # MPI's split burns the core while it waits, and hears no notice: all are there first
+        part = self._comm.Split(group, self.rank)
+        team = _Group(part, self)
+        part.Free()
+        return team
+
     def close(self) -> None:
         """See `Communicator.close`."""
         self._mover.stop()
@@ -125,6 +133,29 @@ class Mpi:
             self._failed = True
             name, text = json.loads(notice)
             raise getattr(errors, name)(text)
+
+
+class _Group(Mpi):
+    """Some ranks of another communicator. Who fails, fails for all ranks of that one: notices are its affair."""
+
+    def __init__(self, comm: Any, whole: Mpi):
+        super().__init__(comm)
+        self._whole = whole
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Communicator.gather`; a group of one hears of failures here, as it never waits."""
+        self._whole._look_for_notice()
+        return super().gather(value)
+
+    def _notify(self, error: BaseException) -> None:
+        if not self._whole._failed:
+            self._whole._notify(error)
+
+    def _look_for_notice(self) -> None:
+        self._whole._look_for_notice()
+
+    def _part(self) -> None:
+        """The guard of the whole, which the error passes next, waits for everybody."""
 
 
 class _Flight:
