@@ -26,8 +26,8 @@ REGS = (0.015, 0.02, 0.025, 0.03)
 def candidates(factors: int) -> dict[str, list[dict[str, Any]]]:
     """Settings to choose from, by what they are called."""
     libmf = {
-        **{"biases": False, "mean": False, "optimizer": "adagrad", "lr_rule": "constant"},
-        **{"init": "positive", "init_scale": (3 * factors) ** -0.5},
+        "biases": False, "mean": False, "optimizer": "adagrad", "lr_rule": "constant",
+        "init": "positive", "init_scale": (3 * factors) ** -0.5,
     }
     return {
         "mfpar": [

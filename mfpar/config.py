@@ -144,7 +144,8 @@ class ModelConfig(_Checked):
         ("rating", "row"),
     )  # fmt: skip
     lift: float | None = _number(
-        None, "how far below the ratings the biases start, in their standard deviations, or in scores (default: by loss)", optional=True
+        None, "how far below the ratings biases start: in their standard deviations, or in scores (default: by loss)",
+        optional=True,
     )
     clip: bool = _flag(False, "cut predictions to the range of the training ratings")
     init: str = _choice("uniform", "starting factors: uniform or normal around zero, or uniform from zero on", INITS)

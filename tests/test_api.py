@@ -17,8 +17,8 @@ from mfpar.errors import ConfigError, FormatError, LaunchError, OutputExistsErro
 
 SMALL = {"factors": 8, "epochs": 2, "seed": 5}
 EVENT = {
-    *("epoch", "seconds", "seconds_evaluate", "train_loss", "train_rmse", "test_rmse", "test_mae"),
-    *("updates_per_second", "lr", "seconds_waiting", "bytes_sent"),
+    *("epoch", "seconds", "seconds_evaluate", "train_loss", "train_rmse", "test", "test_rmse", "test_mae"),
+    *("validation", "updates_per_second", "lr", "seconds_waiting", "bytes_sent"),
 }
 
 
@@ -180,7 +180,8 @@ def test_the_log_of_a_run(data, tmp_path):
     mfpar.factorize(data.path, log=tmp_path / "run.jsonl", callback=reports.append, **SMALL)
     run, *epochs = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
     assert run["kind"] == "run"
-    assert run["model"] == {"factors": 8, "biases": True, "reg": 0.05, "lift": 3.0}
+    known = {"factors": 8, "loss": "squared", "biases": True, "mean": True, "reg": 0.05, "reg_q": 0.05, "lift": 3.0}
+    assert known.items() <= run["model"].items()
     assert (run["train"]["seed"], run["train"]["epochs"], run["train"]["lr"]) == (5, 2, 0.02)
     assert (run["rows"], run["cols"], run["ratings"], run["test_ratings"], run["grid"]) == (61, 43, 1500, 162, 8)
     assert len(run["data_checksum"]) == 64
@@ -201,7 +202,7 @@ def test_the_log_of_a_run(data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"factor": 8}, "unknown setting 'factor'; the settings are factors, biases, "),
+        ({"factor": 8}, "unknown setting 'factor'; the settings are factors, loss, "),
         ({"factors": 0}, "factors=0: expected an integer from 1 to 4096"),
         ({"factors": 8.0}, r"factors=8\.0: expected an integer"),
         ({"epochs": 0}, "epochs=0: expected"),

@@ -23,12 +23,12 @@ import os
 from mfpar.parallel.launch import launched_rank
 if launched_rank() == {rank}:
     from mfpar.engine.training import Training
-    original = Training._epoch
-    def epoch(self, number, lr):
+    original = Training.run_epoch
+    def epoch(self, number, *rest):
         if number == 3:
             {deed}
-        return original(self, number, lr)
-    Training._epoch = epoch
+        return original(self, number, *rest)
+    Training.run_epoch = epoch
 """
 
 # Makes `python -m mfpar` a script of somebody who uses the library.

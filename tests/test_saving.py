@@ -157,7 +157,7 @@ def test_a_folder_that_can_not_be_synced_leaves_the_new_model(data, old, monkeyp
 
 def test_an_output_that_exists_is_refused_before_any_work(data, old, monkeypatch):
     path, before = old
-    monkeypatch.setattr(Training, "run", lambda *arguments: pytest.fail("has trained"))
+    monkeypatch.setattr(Training, "run_epoch", lambda *arguments: pytest.fail("has trained"))
     assert {type(outcome) for outcome in train(data, path, 3, force=False)} == {OutputExistsError}
     assert files(path.parent) == before
 
@@ -165,15 +165,15 @@ def test_an_output_that_exists_is_refused_before_any_work(data, old, monkeypatch
 @pytest.mark.parametrize("side", ["row", "column"])
 def test_factors_that_are_not_finite_are_not_saved(data, old, monkeypatch, side):
     path, before = old
-    run = Training.run
+    finish = Training.finish
 
-    def poisoned(training, on_epoch):
-        run(training, on_epoch)
+    def poisoned(training):
+        finish(training)
         if training.first == span(8, 3, 1)[0]:
             block = training.row_block if side == "row" else training.col_block
             block(training.first)[0][0, 0] = np.inf
 
-    monkeypatch.setattr(Training, "run", poisoned)
+    monkeypatch.setattr(Training, "finish", poisoned)
     outcomes = train(data, path, 3, seed=1)
     assert {type(outcome) for outcome in outcomes} == {DivergedError}
     assert str(outcomes[0]) == f"training diverged: {side}-block 3 is not finite; use a smaller --lr"

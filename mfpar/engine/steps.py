@@ -70,6 +70,7 @@ def kind_of(objective: Objective, layout: Layout, train: TrainConfig, strip: Str
         cells=objective.cells,
         every=objective.loss.every,
         weighted=strip.weights is not None,
+        paced=train.lr_row_bias is not None or train.lr_col_bias is not None or objective.unit != 1,
         scaled=layout.scaled,
         l1=objective.l1,
         nonnegative=model.nonnegative,

@@ -101,7 +101,8 @@ class Tables:
     @property
     def finite(self) -> bool:
         """Whether all numbers on this rank are, and none so large that its square is not."""
-        return all(math.isfinite(float(np.dot(block, block))) for block in self.state())
+        with np.errstate(over="ignore", invalid="ignore"):
+            return all(math.isfinite(float(np.dot(block, block))) for block in self.state())
 
     def finish(self) -> None:
         """Bring column-blocks home and move the model to where its average row and column are zero. Collective."""

@@ -20,6 +20,7 @@ class Kind:
     every: int = 1  # of how many ratings the value is computed for one
     cells: str = "rated"  # or "row", "col": pairs; "sampled", "all": one-class (see `mfpar.losses.Loss`)
     weighted: bool = False
+    paced: bool = False  # AdaGrad: biases go at other rates than factors
     scaled: bool = False  # regularisation per row: each row and column has a factor of its own
     l1: bool = False
     nonnegative: bool = False
@@ -28,7 +29,7 @@ class Kind:
     @property
     def name(self) -> str:
         """Tells this kind from all others but for its loss."""
-        flags = ("biases", "adagrad", "weighted", "scaled", "l1", "nonnegative", "checked")
+        flags = ("biases", "adagrad", "weighted", "paced", "scaled", "l1", "nonnegative", "checked")
         chosen = [flag for flag in flags if getattr(self, flag)]
         return "_".join((f"k{self.factors}", f"every{self.every}", self.cells, *chosen, self.dtypes))
 

@@ -1,10 +1,9 @@
 """One pass of stochastic gradient descent over blocks of ratings, for losses that are sums over cells.
 
-For a rating r of row i and column j, with the score z = base + bᵢ + cⱼ + pᵢ·qⱼ and e = −∂value(r, z)/∂z (for squared
-loss the error r − z), a step of rate η and regularisation λ goes down the gradient of
-value + ½λ(|pᵢ|² + |qⱼ|² + bᵢ² + cⱼ²)::
+For a rating r of row i and column j, with the score z = base + bᵢ + cⱼ + pᵢ·qⱼ and g = ∂value(r, z)/∂z (for squared
+loss z − r), a step of rate η and regularisation λ goes down the gradient of value + ½λ(|pᵢ|² + |qⱼ|² + bᵢ² + cⱼ²)::
 
-    pᵢ ← pᵢ + η(e qⱼ − λ pᵢ)        bᵢ ← bᵢ + η(e − λ bᵢ)        and so for qⱼ, cⱼ, with the old pᵢ
+    pᵢ ← pᵢ − η(g qⱼ + λ pᵢ)        bᵢ ← bᵢ − η(g + λ bᵢ)        and so for qⱼ, cⱼ, with the old pᵢ
 
 (Koren, Bell, Volinsky: Matrix factorization techniques for recommender systems, IEEE Computer 42(8), 2009), every λ and
 every η of P, Q, b and c by itself. L1 regularisation and non-negativity are proximal: after the step lanes are moved
@@ -12,9 +11,9 @@ towards zero, and those below zero are set to it (Duchi, Singer: Efficient onlin
 backward splitting, JMLR 2009).
 
 AdaGrad divides η by the root of one running sum for each row and column, of its squared gradients' mean over the
-factors (Chin, Zhuang, Juan, Lin: A learning-rate schedule for stochastic gradient methods to matrix factorization, PAKDD
-2015). Its bias goes at the same rate: with a sum of its own it would stop long before its row has settled. The squared norm of
-a gradient costs no second pass: |λp − eq|² = λ²|p|² − 2λe p·q + e²|q|².
+factors (Chin, Zhuang, Juan, Lin: A learning-rate schedule for stochastic gradient methods to matrix factorization,
+PAKDD 2015). Its bias goes at the same rate: with a sum of its own it would stop long before its row has settled. The
+squared norm of a gradient costs no second pass: |λp + gq|² = λ²|p|² + 2λg p·q + g²|q|².
 
 A *checked* kernel refuses and counts the steps whose gradient is not finite: it finds out what a loss can't stand.
 """
@@ -28,7 +27,19 @@ import numpy as np
 from mfpar.kernels.kind import COUNTED, DESCENT, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.objective import compiled_for, gradient, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
-from mfpar.kernels.vector import add_scaled, dot, get, load, not_below_zero, prefetch, put, scale, shrink, store
+from mfpar.kernels.vector import (
+    add_scaled,
+    dot,
+    dot_from,
+    get,
+    load,
+    not_below_zero,
+    prefetch,
+    put,
+    scale,
+    shrink,
+    store,
+)
 
 # How far ahead to ask for memory, in ratings: for the arrays of ratings (which the hardware's prefetcher loses at every
 # 4 KB), and for rows of P and Q. Asking changes no bit.
@@ -70,7 +81,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
     """
     stride, loss, biases, adagrad = kind.stride, kind.loss, kind.biases, kind.adagrad
     every, weighted, scaled, l1, nonnegative = kind.every, kind.weighted, kind.scaled, kind.l1, kind.nonnegative
-    sampled, dense, checked = kind.cells == "sampled", kind.cells == "all", kind.checked
+    paced, sampled, dense, checked = kind.paced, kind.cells == "sampled", kind.cells == "all", kind.checked
 
     @compiled_for(loss, kind.name, step_types(kind))
     def update(
@@ -78,6 +89,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
         origin, key, sums,
     ):  # fmt: skip
         p_rate, q_rate, b_rate, c_rate = knobs.p_rate, knobs.q_rate, knobs.b_rate, knobs.c_rate
+        b_pace, c_pace = b_rate / p_rate, c_rate / q_rate  # AdaGrad: of a bias as its row goes
         p_reg, q_reg, b_reg, c_reg = knobs.p_reg, knobs.q_reg, knobs.b_reg, knobs.c_reg
         for i in range(first, last):
             p_block, q_block = p_starts[i], q_starts[i]
@@ -117,13 +129,14 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         b_at, c_at = b_block + row, c_block + col
                         b, c = get(P, b_at), get(Q, c_at)
                         z += b + c
-                    z += product
-                    e = -gradient(loss, r, z)
+                    # Where it is known early, the base goes into the sum: one addition less to wait for.
+                    z = z + product if biases or adagrad else dot_from(p, q, z)
+                    g = gradient(loss, r, z)
                     if weighted or sampled:
-                        e *= w
+                        g *= w
                     if dense:  # all cells count as free ones elsewhere (mfpar.kernels.dense): not so this one
-                        e -= knobs.weight * (knobs.target - z)
-                    if checked and not abs(e) <= LARGEST:
+                        g += knobs.weight * (knobs.target - z)
+                    if checked and not abs(g) <= LARGEST:
                         if sums[i, REFUSED] == 0:
                             sums[i, REFUSED + 1], sums[i, REFUSED + 2] = r, z
                         sums[i, REFUSED] += 1
@@ -134,26 +147,30 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         q_reg, c_reg = knobs.q_reg * q_scale, knobs.c_reg * q_scale
                     if adagrad:
                         s_at, t_at = p_sums + row, q_sums + col
-                        p_norm, q_norm, cross = dot(p, p), dot(q, q), TWO * e * product
-                        p_square = max(p_reg * p_reg * p_norm - p_reg * cross + e * e * q_norm, ZERO)
-                        q_square = max(q_reg * q_reg * q_norm - q_reg * cross + e * e * p_norm, ZERO)
+                        # Grouped for the shortest chain of operations from g on: popular columns wait for it.
+                        p_norm, q_norm, steep = dot(p, p), dot(q, q), g * g
+                        p_square = max(p_reg * p_reg * p_norm + g * (TWO * p_reg * product) + steep * q_norm, ZERO)
+                        q_square = max(q_reg * q_reg * q_norm + g * (TWO * q_reg * product) + steep * p_norm, ZERO)
                         p_sum = get(P, s_at) + knobs.share * p_square
                         q_sum = get(Q, t_at) + knobs.share * q_square
                         put(P, s_at, p_sum)
                         put(Q, t_at, q_sum)
-                        p_root, q_root = np.sqrt(p_sum), np.sqrt(q_sum)
-                        p_rate, q_rate = knobs.p_rate / p_root, knobs.q_rate / q_root
-                        b_rate, c_rate = knobs.b_rate / p_root, knobs.c_rate / q_root
+                        p_rate, q_rate = knobs.p_rate / np.sqrt(p_sum), knobs.q_rate / np.sqrt(q_sum)
+                        b_rate, c_rate = p_rate, q_rate
+                        if paced:
+                            b_rate, c_rate = p_rate * b_pace, q_rate * c_pace
                     if biases:
-                        b += b_rate * (e - b_reg * b)
-                        c += c_rate * (e - c_reg * c)
+                        b -= b_rate * (g + b_reg * b)
+                        c -= c_rate * (g + c_reg * c)
                         if l1:
                             b = max(b - b_rate * knobs.b_l1, ZERO) + min(b + b_rate * knobs.b_l1, ZERO)
                             c = max(c - c_rate * knobs.c_l1, ZERO) + min(c + c_rate * knobs.c_l1, ZERO)
                         put(P, b_at, b)
                         put(Q, c_at, c)
-                    p_next = add_scaled(scale(p, ONE - p_rate * p_reg), q, p_rate * e)
-                    q_next = add_scaled(scale(q, ONE - q_rate * q_reg), p, q_rate * e)
+                    # The sign goes to the factor that is known first: with AdaGrad the gradient, else the rate.
+                    p_step, q_step = (p_rate * -g, q_rate * -g) if adagrad else (-p_rate * g, -q_rate * g)
+                    p_next = add_scaled(scale(p, ONE - p_rate * p_reg), q, p_step)
+                    q_next = add_scaled(scale(q, ONE - q_rate * q_reg), p, q_step)
                     if l1:
                         p_next, q_next = shrink(p_next, p_rate * knobs.p_l1), shrink(q_next, q_rate * knobs.q_l1)
                     if nonnegative:
@@ -169,7 +186,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         total += worth
                         counted += n == 0
                     if biases:
-                        descent += np.float64(e)
+                        descent -= np.float64(g)
             sums[i, VALUE] += total
             sums[i, COUNTED] += counted
             sums[i, DESCENT] += descent

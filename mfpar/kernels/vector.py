@@ -205,29 +205,47 @@ def not_below_zero(typing, row):
     return row(row), codegen
 
 
+def reduced(builder, row_type, row, other, start=None):
+    """start + Σ row[l] · other[l]: panels go round up to four accumulators, which then fold in halves down to one."""
+    sums = []
+    pairs = zip(panels_of(builder, row_type, row), panels_of(builder, row_type, other), strict=True)
+    for t, (x, y) in enumerate(pairs):
+        if t == 0 and start is not None:
+            zero = ir.Constant(vector(row_type.width), None)
+            sums.append(fused(builder, x, y, builder.insert_element(zero, start, ir.Constant(I32, 0))))
+        elif t < 4:
+            sums.append(builder.fmul(x, y))
+        else:
+            sums[t % 4] = fused(builder, x, y, sums[t % 4])
+    while len(sums) > 1:
+        half = (len(sums) + 1) // 2
+        sums = [builder.fadd(sums[t], sums[t + half]) if t + half < len(sums) else sums[t] for t in range(half)]
+    total = sums[0]
+    while total.type.count > 1:
+        half = total.type.count // 2
+        low, high = (ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half))
+        undefined = ir.Constant(total.type, ir.Undefined)
+        total = builder.fadd(
+            builder.shuffle_vector(total, undefined, low), builder.shuffle_vector(total, undefined, high)
+        )
+    return builder.extract_element(total, ir.Constant(I32, 0))
+
+
 @intrinsic
 def dot(typing, row, other):
-    """Σ row[l] · other[l]: panels go round up to four accumulators, which then fold in halves down to one lane."""
+    """Σ row[l] · other[l]."""
 
     def codegen(context, builder, signature, args):
-        sums = []
-        pairs = zip(panels_of(builder, row, args[0]), panels_of(builder, row, args[1]), strict=True)
-        for t, (x, y) in enumerate(pairs):
-            if t < 4:
-                sums.append(builder.fmul(x, y))
-            else:
-                sums[t % 4] = fused(builder, x, y, sums[t % 4])
-        while len(sums) > 1:
-            half = (len(sums) + 1) // 2
-            sums = [builder.fadd(sums[t], sums[t + half]) if t + half < len(sums) else sums[t] for t in range(half)]
-        total = sums[0]
-        while total.type.count > 1:
-            half = total.type.count // 2
-            low, high = (ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half))
-            undefined = ir.Constant(total.type, ir.Undefined)
-            total = builder.fadd(
-                builder.shuffle_vector(total, undefined, low), builder.shuffle_vector(total, undefined, high)
-            )
-        return builder.extract_element(total, ir.Constant(I32, 0))
+        return reduced(builder, row, *args)
 
     return types.float32(row, row), codegen
+
+
+@intrinsic
+def dot_from(typing, row, other, start):
+    """start + Σ row[l] · other[l]; start enters with the first product, whose lane it is rounded with."""
+
+    def codegen(context, builder, signature, args):
+        return reduced(builder, row, *args)
+
+    return types.float32(row, row, types.float32), codegen

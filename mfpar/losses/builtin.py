@@ -93,7 +93,10 @@ BUILTIN = {
             _log_loss_gradient, _log_loss, "sigmoid", "logistic", {"sgd": 0.05, "adagrad": 0.1}, 0.02, start="logit",
             metrics=("log_loss", "accuracy"), every=25, curvature=0.2, **_BINARY,
         ),
-        Loss(_hinge_gradient, _slack, name="hinge", reg=0.03, lift=0.0, start="zero", metrics=("loss", "accuracy"), **_BINARY),
+        Loss(
+            _hinge_gradient, _slack, name="hinge", reg=0.03, lift=0.0, start="zero",
+            metrics=("loss", "accuracy"), **_BINARY,
+        ),
         Loss(
             _squared_hinge_gradient, _squared_hinge, name="squared-hinge", reg=0.04, lift=0.0, start="zero",
             metrics=("loss", "accuracy"), **_BINARY,
@@ -101,8 +104,8 @@ BUILTIN = {
         _bpr("row"),
         _bpr("col"),
         Loss(
-            _difference, squared_value, name="one-class", rates={"sgd": 0.05, "adagrad": 0.1}, reg=0.01, lift=0.0, degree=0, start="zero", cells="one-class",
-            metrics=("loss", "auc"),
+            _difference, squared_value, name="one-class", rates={"sgd": 0.05, "adagrad": 0.1}, reg=0.01, lift=0.0,
+            degree=0, start="zero", cells="one-class", metrics=("loss", "auc"),
         ),
     )
 }  # fmt: skip
