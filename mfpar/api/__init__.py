@@ -1,7 +1,8 @@
 """What `import mfpar` and the command line call."""
 
-from mfpar.api.functions import convert, factorize, load
+from mfpar.api.functions import factorize, load
 from mfpar.api.runs import train_file, train_on_ranks
+from mfpar.api.sources import convert
 from mfpar.api.tuning import TuningResult, tune, tune_file
 
 __all__ = ["TuningResult", "convert", "factorize", "load", "train_file", "train_on_ranks", "tune", "tune_file"]

@@ -1,57 +1,23 @@
-"""convert, factorize, load: what `import mfpar` offers."""
+"""factorize and load: what most of those who `import mfpar` need."""
 
 import contextlib
-import secrets
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from mfpar import errors
 from mfpar.api.runs import Event, train_file, train_on_ranks
+from mfpar.api.sources import blocked, place_of
 from mfpar.atomic import refuse_existing
-from mfpar.blockfile import Header
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.report import EpochReport
 from mfpar.losses import Loss, find
 from mfpar.model.model import Model
 from mfpar.model.opening import open_model
 from mfpar.parallel import launch
-from mfpar.parallel.comm import Communicator
 from mfpar.ratings.sources import files_of
-
-
-def convert(ratings: Any, output: str | Path, **options: Any) -> Header:
-    """Convert ratings into a blocked HDF5 file. Local.
-
-    Parameters
-    ----------
-    ratings : path, glob pattern, list of paths, scipy sparse matrix, pandas or Arrow table, or three arrays
-        Users, items and ratings; ids are integers or strings.
-    output : path of the file to write
-    options : see `mfpar.ratings.convert.convert`
-        columns, test, test_fraction, implicit, weights, grid, seed, duplicates, memory, force.
-
-    Returns
-    -------
-    Header
-        Shape and statistics of what was written.
-
-    Raises
-    ------
-    RatingsError
-        The source can't be read as ratings.
-    ConfigError, OutputExistsError, StorageError
-        An option is out of range; the output exists; it can't be written.
-    """
-    # Here, not above: training does without DuckDB.
-    from mfpar.ratings.convert import convert as convert_ratings
-
-    return convert_ratings(ratings, Path(output), **options)
 
 
 def load(path: str | Path, loss: str | Loss | None = None) -> Model:
@@ -125,10 +91,10 @@ def factorize(
             callback(EpochReport(**{name: value for name, value in event.items() if name != "kind"}))
 
     with team.guard(), contextlib.ExitStack() as converted, contextlib.ExitStack() as cleaning:
-        target, folder = _place(output, team, cleaning)
+        target, folder = place_of(output, team, cleaning)
         if team.rank == 0:
             refuse_existing(target, force, files_of(ratings))  # before a conversion that may take long
-        source = _blocked(ratings, team, target, converted, implicit=implicit, weights=weights)
+        source = blocked(ratings, team, target, converted, implicit=implicit, weights=weights)
         if ranks is None:
             train_file(source, target, model, train, team, listen, log=log, force=force)
         else:
@@ -149,29 +115,3 @@ def _configs(**settings: Any) -> tuple[ModelConfig, TrainConfig]:
         known = ", ".join([*ModelConfig.__dataclass_fields__, *TrainConfig.__dataclass_fields__])
         raise errors.ConfigError(f"unknown setting {next(iter(settings))!r}; the settings are {known}")
     return ModelConfig(**of_model), TrainConfig(**of_run)
-
-
-def _place(output: str | Path | None, comm: Communicator, cleaning: contextlib.ExitStack) -> tuple[Path, Path | None]:
-    """Where the model goes, and the temporary folder made for it if any, which `cleaning` removes on an error."""
-    if output is not None:
-        return Path(output), None
-    made = tempfile.mkdtemp(prefix="mfpar-") if comm.rank == 0 else None
-    if made:
-        cleaning.callback(shutil.rmtree, made, ignore_errors=True)
-    folder = Path(comm.gather(made)[0])
-    return folder / "model.h5", folder if comm.rank == 0 else None
-
-
-def _blocked(
-    ratings: Any, comm: Communicator, target: Path, cleaning: contextlib.ExitStack, **options: Any
-) -> Path:
-    """The path of a blocked file: that given, or a temporary one made beside the model by the first rank."""
-    if isinstance(ratings, str | Path) and Path(ratings).is_file() and h5py.is_hdf5(ratings):
-        return Path(ratings)
-    made = None
-    if comm.rank == 0:
-        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.ratings.h5")
-        cleaning.callback(path.unlink, missing_ok=True)
-        convert(ratings, path, **options)
-        made = str(path)
-    return Path(comm.gather(made)[0])

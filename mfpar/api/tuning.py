@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mfpar.api.functions import _blocked, _place
 from mfpar.api.runs import Event
+from mfpar.api.sources import blocked, place_of
 from mfpar.api.space import FIELDS, Choice, Space, split_settings
 from mfpar.api.study import Study, Trial, require_optuna
 from mfpar.api.trials import PATIENCE, Search, Trials
@@ -58,6 +58,8 @@ def tune(
     study: str | Path | None = None,
     output: str | Path | None = None,
     force: bool = False,
+    implicit: bool = False,
+    weights: str | None = None,
     callback: Callable[[Trial], None] | None = None,
 ) -> TuningResult:
     """Choose settings by k-fold cross-validation or a validation part. Collective where `comm` is given.
@@ -78,6 +80,7 @@ def tune(
         Write the best settings there, for `mfpar train --config`.
     force : bool
         Overwrite `output`, and start the study anew.
+    implicit, weights : see `convert`; not for a blocked file, which knows
     callback : function of a Trial, optional
         Called on the first rank with every trial in order, those of the journal too.
 
@@ -106,12 +109,12 @@ def tune(
             callback(Trial.from_dict({name: value for name, value in event.items() if name != "kind"}))
 
     with team.guard(), contextlib.ExitStack() as cleaning:
-        beside, _ = _place(output, team, cleaning)
+        beside, _ = place_of(output, team, cleaning)
         if team.rank == 0:
             for name in (output, study):
                 if name is not None:
                     refuse_existing(Path(name), True, files_of(ratings))
-        source = _blocked(ratings, team, beside, cleaning)
+        source = blocked(ratings, team, beside, cleaning, implicit=implicit, weights=weights)
         write = output is not None
         result = tune_file(source, beside, space, plan, team, listen, study=study, write=write, force=force)
     team.close()
