@@ -15,25 +15,31 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 TRAIN, TEST, INK = "#8a94a6", "#1f6fb2", "#2b2f36"
+LABELS = {"rmse": "RMSE", "mae": "MAE", "auc": "AUC", "log_loss": "log loss", "deviance": "Poisson deviance"}
+RISING = {"auc", "accuracy"}  # more is better, and no training loss is on their scale
 
 
 def read_log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The line that describes the run, and those of its epochs."""
     run, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return run, [line for line in lines if "epoch" in line]
+    return run, [line for line in lines if line["kind"] == "epoch"]
 
 
 def draw(run: dict[str, Any], epochs: list[dict[str, Any]], path: Path) -> None:
-    """RMSE on training and held-out ratings over epochs, and over seconds of training on the upper axis."""
+    """The deciding measure on held-out ratings over epochs, beside RMSE or loss on those trained on."""
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     numbers = [epoch["epoch"] for epoch in epochs]
-    axes.plot(numbers, [epoch["train_rmse"] for epoch in epochs], color=TRAIN, linewidth=2, label="training")
-    tested = [epoch for epoch in epochs if epoch["test_rmse"] is not None]
-    if tested:
-        test = [epoch["test_rmse"] for epoch in tested]
-        axes.plot([epoch["epoch"] for epoch in tested], test, color=TEST, linewidth=2.5, label="held out")
-        mark_best(axes, min(tested, key=lambda epoch: epoch["test_rmse"]))
-    axes.set(xlabel="epoch", ylabel="RMSE", xlim=(1, max(2, numbers[-1])))
+    name = next(iter(epochs[0]["test"] or epochs[0]["validation"] or {"rmse": None}))
+    training = [epoch["train_loss" if epoch["train_rmse"] is None else "train_rmse"] for epoch in epochs]
+    if name not in RISING:
+        axes.plot(numbers, training, color=TRAIN, linewidth=2, label="training")
+    for part, label, style in (("test", "held out", "-"), ("validation", "validation", "--")):
+        if epochs[0][part]:
+            curve = [epoch[part][name] for epoch in epochs]
+            axes.plot(numbers, curve, style, color=TEST, linewidth=2.5, label=label)
+            if part == "validation" or not epochs[0]["validation"]:
+                mark_best(axes, numbers, curve, name)
+    axes.set(xlabel="epoch", ylabel=LABELS.get(name, name), xlim=(1, max(2, numbers[-1])))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -43,11 +49,12 @@ def draw(run: dict[str, Any], epochs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def mark_best(axes: Axes, best: dict[str, Any]) -> None:
+def mark_best(axes: Axes, numbers: list[int], curve: list[float], name: str) -> None:
     """A ring round the best epoch, with its figure."""
-    place = best["epoch"], best["test_rmse"]
+    at = int(np.argmax(curve) if name in RISING else np.argmin(curve))
+    place = numbers[at], curve[at]
     axes.plot(*place, "o", markersize=9, markerfacecolor="white", markeredgecolor=TEST, zorder=5, clip_on=False)
-    text = f"best: {best['test_rmse']:.4f} after epoch {best['epoch']}"
+    text = f"best: {place[1]:.4f} after epoch {place[0]}"
     side = "right" if place[0] > np.mean(axes.dataLim.intervalx) else "left"
     axes.annotate(text, place, xytext=(0, 16), textcoords="offset points", ha=side, color=TEST)
 
