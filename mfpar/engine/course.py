@@ -20,6 +20,7 @@ from mfpar.metrics import more_is_better
 
 EXPLODED = 3.0  # times the loss of the starting values, beyond which training has diverged though all is finite still
 REPAIRS = 12  # in a row, each two with more halvings of the rate than the two before: 42 in all
+NEAR = 10.0  # deviations from the mean, or scores, within which a loss of one's own must have finite gradients
 REJECTIONS = 10  # of the bold driver in a row: a step a thousand times smaller that does not help either
 TRIED_RATES = tuple(2.0**power for power in range(4, -7, -1))  # times the loss's own, by --lr auto
 
@@ -91,7 +92,7 @@ class Course:
             if done.loss <= self._start_loss + (EXPLODED - 1) * abs(self._start_loss) + self._negligible:
                 return done
             if not math.isfinite(done.loss) and not is_builtin(self._training.objective.loss):
-                self._blame(epoch, copies)
+                self._blame(epoch, copies, attempt == REPAIRS)
             rate = self._rates.now
             if attempt == REPAIRS:
                 break
@@ -104,11 +105,15 @@ class Course:
         objective = self._training.objective
         return 1e-3 * objective.unit**objective.loss.degree
 
-    def _blame(self, epoch: int, copies: Copies) -> None:
-        """Raise ConfigError if it is the loss that returned something not finite, for a score that was."""
+    def _blame(self, epoch: int, copies: Copies, whatever: bool) -> None:
+        """Raise ConfigError if it is the loss that returned something not finite, for a score that was.
+
+        Unless `whatever`, for a score near the ratings only: far off, a smaller rate may be what it needs.
+        """
         self._restore(copies, epoch)
         done, loss = self._training.run_epoch(epoch, self._knobs(), checked=True), self._training.objective.loss
-        if done.refused and all(map(math.isfinite, done.refused)):
+        near = NEAR * max(self._training.header.deviation, 1.0)
+        if done.refused and abs(done.refused[1] - self._training.objective.level) < (math.inf if whatever else near):
             r, z = done.refused
             raise ConfigError(
                 f"{loss.where()}: its gradient is not a finite number for rating {r:g} and score {z:g} (epoch {epoch})"

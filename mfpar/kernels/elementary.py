@@ -171,6 +171,12 @@ def label32(r):
     return ONE if r > ZERO else -ONE
 
 
+@inlined
+def shrunk(x, limit):
+    """A number moved towards zero by `limit` ≥ 0, and no further."""
+    return max(x - limit, ZERO) + min(x + limit, ZERO)
+
+
 def _compiled(function, single):
     """Let kernels call `single` where a loss calls `function`."""
 

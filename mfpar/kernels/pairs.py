@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mfpar.kernels.elementary import shrunk
 from mfpar.kernels.kind import COUNTED, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.objective import compiled_for, gradient, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
@@ -123,10 +124,8 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
                     b_bias += other_bias_rate * (e - other_bias_reg * b_bias)
                     c_bias -= k_bias_rate * (e + k_bias_reg * c_bias)
                     if l1:
-                        limit = other_bias_rate * bias_l1
-                        b_bias = max(b_bias - limit, ZERO) + min(b_bias + limit, ZERO)
-                        limit = k_bias_rate * bias_l1
-                        c_bias = max(c_bias - limit, ZERO) + min(c_bias + limit, ZERO)
+                        b_bias = shrunk(b_bias, other_bias_rate * bias_l1)
+                        c_bias = shrunk(c_bias, k_bias_rate * bias_l1)
                     put(B, two_biases + two, b_bias)
                     put(B, two_biases + k, c_bias)
                 a_next = add_scaled(scale(a, ONE - a_rate * a_reg), apart, a_rate * e)

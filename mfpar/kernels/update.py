@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from mfpar.kernels.elementary import shrunk
 from mfpar.kernels.kind import COUNTED, DESCENT, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.objective import compiled_for, gradient, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
@@ -163,8 +164,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         b -= b_rate * (g + b_reg * b)
                         c -= c_rate * (g + c_reg * c)
                         if l1:
-                            b = max(b - b_rate * knobs.b_l1, ZERO) + min(b + b_rate * knobs.b_l1, ZERO)
-                            c = max(c - c_rate * knobs.c_l1, ZERO) + min(c + c_rate * knobs.c_l1, ZERO)
+                            b, c = shrunk(b, b_rate * knobs.b_l1), shrunk(c, c_rate * knobs.c_l1)
                         put(P, b_at, b)
                         put(Q, c_at, c)
                     # The sign goes to the factor that is known first: with AdaGrad the gradient, else the rate.
