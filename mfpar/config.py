@@ -140,7 +140,7 @@ class ModelConfig(_Checked):
     l1_row_bias: float = _number(0.0, "L1 regularisation of row biases")
     l1_col_bias: float = _number(0.0, "L1 regularisation of column biases")
     reg_per: str = _choice(
-        "rating", "apply regularisation once for each rating (as ALS-WR does) or once for each row and column",
+        "rating", "regularise at each rating, so that long rows feel more of it (as with ALS-WR), or once per row",
         ("rating", "row"),
     )  # fmt: skip
     lift: float | None = _number(
@@ -148,10 +148,11 @@ class ModelConfig(_Checked):
         optional=True,
     )
     clip: bool = _flag(False, "cut predictions to the range of the training ratings")
-    init: str = _choice("uniform", "starting factors: uniform or normal around zero, or uniform from zero on", INITS)
+    init: str = _choice("uniform", "starting factors: uniform or normal around zero, or positive (uniform)", INITS)
     init_scale: float = _number(0.01, "root mean square of the starting factors")
     negatives: str = _choice(
-        "sampled", "one-class: which cells without a rating count, one for each rating or all", ("sampled", "all")
+        "sampled", "one-class: cells without a rating that count: sampled (one for each rating) or all",
+        ("sampled", "all"),
     )
     negative_weight: float | None = _number(
         None, "one-class: weight of a cell without a rating (default: 1 sampled, 0.05 all)", optional=True
@@ -200,8 +201,8 @@ class TrainConfig(_Checked):
     )
     lr_rule: str = _choice(
         "exponential",
-        "what becomes of the rate from epoch to epoch: constant; lr / (1 + (1 − decay)·epoch); lr·decay^epoch; or 5 %% "
-        "more after an epoch that lowered the loss, half after one that did not, which is undone",
+        "what becomes of the rate: constant, inverse (lr / (1 + (1 − decay)·epoch)), exponential (lr·decay^epoch), or "
+        "bold-driver (5 %% more after an epoch that lowered the loss, half after one that did not, which is undone)",
         RULES,
     )
     lr_decay: float = _setting(

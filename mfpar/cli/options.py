@@ -9,7 +9,7 @@ from typing import Any
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.errors import ConfigError
 
-WORDS: dict[Any, str] = {True: "yes", False: "no"}
+WORDS = {True: "yes", False: "no"}
 INFORMATIVE = {"result"}  # tables of a configuration file that say where it comes from
 POWERS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -31,7 +31,7 @@ def add_settings(parser: argparse._ActionsContainer, settings: type[Any]) -> Non
     for field in dataclasses.fields(settings):
         name, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         if field.default is not None:
-            text += f" (default: {WORDS.get(field.default, field.default)})"
+            text += f" (default: {WORDS[field.default] if isinstance(field.default, bool) else field.default})"
         if field.metadata["parse"] is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
