@@ -7,13 +7,15 @@ MPI ?= openmpi
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Other packages, to compare with.
+PEERS := $(VENV)-peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench bench-accuracy bench-ranking clean
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED) ## create .venv with mfpar, Open MPI and the development tools; leaves .venv/bin/mfpar
 
@@ -45,7 +47,19 @@ bench: $(INSTALLED) ## speed of the kernels alone, and of whole epochs
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python bench/epoch.py
 
+bench-accuracy: $(INSTALLED) ## RMSE and log loss on MovieLens, settings chosen on validation (minutes; data in ../shared)
+	$(BIN)/python bench/accuracy.py
+	$(BIN)/python bench/labels.py
+
+bench-ranking: $(INSTALLED) $(PEERS)/.installed ## NDCG and recall beside the package implicit (minutes; data in ../shared)
+	$(BIN)/python bench/ranking.py $(PEERS)/bin/python
+
+$(PEERS)/.installed:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check implicit
+	touch $@
+
 clean: ## remove .venv, caches and what the demo made
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	rm -rf data/*.csv data/*.h5 data/*.jsonl data/*.png data/*.shards
 	find mfpar tests bench data -name __pycache__ -type d -prune -exec rm -rf {} +
