@@ -1,63 +1,291 @@
 """Slow twins of the kernels: first what they compute, in plain Python and float64; then how, rounding by rounding."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from mfpar.kernels import Knobs
+from mfpar.losses import Loss
 
 
 @dataclass
 class Side:
-    """One side of a model, as lists of Python floats."""
+    """One side of a block of a model, as lists of Python floats; the last row is the stranger."""
 
     factors: list[list[float]]
-    bias: list[float]
-    sums: list[float]  # of AdaGrad
+    bias: list[float]  # empty in a model without
+    sums: list[float] = field(default_factory=list)  # of AdaGrad; empty for SGD
+    scales: list[float] = field(default_factory=list)  # of regularisation per row; empty where it counts per rating
 
 
-Rating = tuple[int, int, float]  # row, column, value
+@dataclass
+class Rules:
+    """What a step does."""
+
+    loss: Loss
+    knobs: Knobs
+    nonnegative: bool = False
+    cells: str = "rated"
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        self.knobs = Knobs(*map(float, self.knobs))
 
 
-def update(
-    p_side: Side, q_side: Side, ratings: list[Rating], base: float, lr: float, reg: float, adagrad: bool
-) -> tuple[float, float]:
-    """One pass of stochastic gradient descent over ratings, in order; returns Σe² and, with biases, Σe.
+@dataclass
+class Sums:
+    """What a pass over a block adds up."""
 
-    A model without biases has empty lists of them.
+    value: float = 0.0
+    counted: int = 0
+    descent: float = 0.0
+
+
+Rating = tuple[int, int, float, float]  # row, column, value, weight
+
+WORD = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mixed(word: int) -> int:
+    """SplitMix64's mix."""
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & WORD
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & WORD
+    return word ^ (word >> 31)
+
+
+def stream(key: int, i: int, j: int) -> int:
+    """Key of the samples of block (i, j)."""
+    return mixed(key + (i << 32) + j + 1 & WORD)
+
+
+def draw(stream_key: int, n: int, count: int) -> int:
+    """The n-th sample of 0 … count − 1."""
+    return (mixed(stream_key + n * GOLDEN & WORD) >> 32) * count >> 32
+
+
+class Rated:
+    """The cells that have a rating, and one free cell in sixteen."""
+
+    def __init__(self, ratings: Sequence[Rating]):
+        self.bits = 6
+        while 2**self.bits < 16 * len(ratings):
+            self.bits += 1
+        self.places = {self.place(row, col) for row, col, *_ in ratings}
+
+    def place(self, row: int, col: int) -> int:
+        return ((row << 32) + col + 1) * GOLDEN % 2**64 >> 64 - self.bits
+
+    def __contains__(self, cell: tuple[int, int]) -> bool:
+        return self.place(*cell) in self.places
+
+
+def inner(x: Sequence[float], y: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(x, y, strict=True))
+
+
+def towards_zero(x: float, by: float) -> float:
+    """Soft thresholding: the proximal operator of by·|x|."""
+    return math.copysign(max(abs(x) - by, 0.0), x)
+
+
+@dataclass
+class Step:
+    """A step down the gradient for one row of a side."""
+
+    side: Side
+    row: int
+    gradient: list[float]  # of the value, by the row's factors
+    slope: float | None  # of the value, by its bias; None where it has no part in it
+
+    def go(self, rules: Rules, rate: float, reg: float, l1: float, of_bias: tuple[float, float, float]) -> None:
+        side, row, share = self.side, self.row, rules.knobs.share
+        scale = side.scales[row] if side.scales else 1.0
+        old = side.factors[row]
+        gradient = [g + reg * scale * x for g, x in zip(self.gradient, old, strict=True)]
+        root = 1.0
+        if side.sums:
+            side.sums[row] += share * inner(gradient, gradient)
+            root = math.sqrt(side.sums[row])
+        new = [towards_zero(x - rate / root * g, rate / root * l1) for x, g in zip(old, gradient, strict=True)]
+        side.factors[row] = [max(x, 0.0) for x in new] if rules.nonnegative else new
+        if side.bias and self.slope is not None:
+            bias_rate, bias_reg, bias_l1 = of_bias
+            bias = side.bias[row] - bias_rate / root * (self.slope + bias_reg * scale * side.bias[row])
+            side.bias[row] = towards_zero(bias, bias_rate / root * bias_l1)
+
+
+def step_p(rules: Rules, side: Side, row: int, gradient: list[float], slope: float | None) -> None:
+    k = rules.knobs
+    Step(side, row, gradient, slope).go(rules, k.p_rate, k.p_reg, k.p_l1, (k.b_rate, k.b_reg, k.b_l1))
+
+
+def step_q(rules: Rules, side: Side, row: int, gradient: list[float], slope: float | None) -> None:
+    k = rules.knobs
+    Step(side, row, gradient, slope).go(rules, k.q_rate, k.q_reg, k.q_l1, (k.c_rate, k.c_reg, k.c_l1))
+
+
+def visit(
+    p_side: Side, q_side: Side, ratings: Sequence[Rating], rules: Rules, key: int = 0, block: tuple[int, int] = (0, 0)
+) -> Sums:
+    """All that an epoch does to a block of the grid.
+
+    Parameters
+    ----------
+    key : of the epoch's samples
+    block : numbers of the row-block and the column-block
     """
-    squares = total = 0.0
-    for row, col, value in ratings:
-        p, q = p_side.factors[row], q_side.factors[col]
-        biases = bool(p_side.bias)
-        e = value - predict(p_side, q_side, row, col, base)
-        p_gradient = [e * y - reg * x for x, y in zip(p, q, strict=True)]
-        q_gradient = [e * x - reg * y for x, y in zip(p, q, strict=True)]
-        p_rate = q_rate = lr
-        if adagrad:
-            p_side.sums[row] += sum(g * g for g in p_gradient) / len(p)
-            q_side.sums[col] += sum(g * g for g in q_gradient) / len(q)
-            p_rate, q_rate = lr / math.sqrt(p_side.sums[row]), lr / math.sqrt(q_side.sums[col])
-        p_side.factors[row] = [x + p_rate * g for x, g in zip(p, p_gradient, strict=True)]
-        q_side.factors[col] = [y + q_rate * g for y, g in zip(q, q_gradient, strict=True)]
+    if rules.cells in ("row", "col"):
+        return update_pairs(p_side, q_side, ratings, rules, stream(key, *block))
+    sums = update(p_side, q_side, ratings, rules, stream(key, *block))
+    if rules.cells == "all":
+        sums.value += dense_value(p_side, q_side, rules)
+        dense(p_side, q_side, rules, rules.knobs.p_rate, rules.knobs.b_rate)
+        dense(q_side, p_side, rules, rules.knobs.q_rate, rules.knobs.c_rate)
+    return sums
+
+
+def update(p_side: Side, q_side: Side, ratings: Sequence[Rating], rules: Rules, samples: int = 0) -> Sums:
+    """One pass of stochastic gradient descent over ratings, in order, each followed by a free cell if "sampled"."""
+    loss, knobs, sums = rules.loss, rules.knobs, Sums()
+    rated = Rated(ratings)
+    for t, (row, col, r, weight) in enumerate(ratings):
+        cells = [(col, r, weight)]
+        if rules.cells == "sampled":
+            other = draw(samples, t, len(q_side.factors) - 1)
+            cells += [(other, knobs.target, knobs.weight)] * ((row, other) not in rated)
+        for n, (j, rating, w) in enumerate(cells):
+            z = score_of(p_side, q_side, row, j, knobs.base)
+            slope, value = w * loss.gradient(rating, z), w * loss.value(rating, z)
+            if rules.cells == "all":  # less what the dense step counts for this cell
+                slope -= knobs.weight * (z - knobs.target)
+                value -= knobs.weight * (z - knobs.target) ** 2 / 2
+            if t % rules.every == 0:
+                sums.value += value
+                sums.counted += n == 0
+            sums.descent -= slope if p_side.bias else 0.0
+            p, q = p_side.factors[row], q_side.factors[j]
+            step_p(rules, p_side, row, [slope * y for y in q], slope)
+            step_q(rules, q_side, j, [slope * x for x in p], slope)
+    return sums
+
+
+def update_pairs(p_side: Side, q_side: Side, ratings: Sequence[Rating], rules: Rules, samples: int) -> Sums:
+    """One pass over pairs of a rated cell and another one of its row (cells "row") or column ("col")."""
+    loss, sums = rules.loss, Sums()
+    rated = Rated(ratings)
+    by_row = rules.cells == "row"
+    one_side, two_side = (p_side, q_side) if by_row else (q_side, p_side)
+    step_one, step_two = (step_p, step_q) if by_row else (step_q, step_p)
+    for t, (row, col, r, weight) in enumerate(ratings):
+        one, two = (row, col) if by_row else (col, row)
+        other = draw(samples, t, len(two_side.factors) - 1)
+        if ((row, other) if by_row else (other, col)) in rated or r <= 0:
+            continue
+        a, b, c = one_side.factors[one], two_side.factors[two], two_side.factors[other]
+        apart = [x - y for x, y in zip(b, c, strict=True)]
+        z = inner(a, apart)
+        if two_side.bias:
+            z += two_side.bias[two] - two_side.bias[other]
+        slope = weight * loss.gradient(1.0, z)
+        if t % rules.every == 0:
+            sums.value += weight * loss.value(1.0, z)
+            sums.counted += 1
+        step_one(rules, one_side, one, [slope * x for x in apart], None)  # both cells have its bias: it cancels
+        step_two(rules, two_side, two, [slope * x for x in a], slope)
+        step_two(rules, two_side, other, [-slope * x for x in a], -slope)
+    return sums
+
+
+def dense_value(p_side: Side, q_side: Side, rules: Rules) -> float:
+    """½ weight · Σ (target − z)² over all cells of a block."""
+    knobs = rules.knobs
+    rows, cols = len(p_side.factors) - 1, len(q_side.factors) - 1  # without the strangers
+    apart = [knobs.target - score_of(p_side, q_side, i, j, knobs.base) for i in range(rows) for j in range(cols)]
+    return knobs.weight * inner(apart, apart) / 2
+
+
+def dense(x_side: Side, y_side: Side, rules: Rules, rate: float, bias_rate: float) -> None:
+    """A step for each row of X down ½ weight · Σ (target − z)² over all its cells: implicit, or explicit by AdaGrad.
+
+    The implicit step minimises the term plus ½ |x − old|² / rate: a least squares problem for each row.
+    """
+    knobs = rules.knobs
+    biases = bool(x_side.bias)
+    U = np.array([[*y, 1.0] if biases else y for y in y_side.factors[:-1]])
+    v = knobs.target - knobs.base - np.array(y_side.bias[:-1] if biases else [0.0])
+    v = np.broadcast_to(v, len(U))
+    rates = np.array([rate] * len(x_side.factors[0]) + [bias_rate] * biases)
+    for i, row in enumerate(x_side.factors[:-1]):
+        old = np.array([*row, x_side.bias[i]] if biases else row)
+        if x_side.sums:
+            gradient = knobs.weight * U.T @ (U @ old - v)
+            x_side.sums[i] += knobs.share * float(gradient[: len(row)] @ gradient[: len(row)])
+            new = old - rates / math.sqrt(x_side.sums[i]) * gradient
+        else:
+            matrix = np.diag(1 / rates) + knobs.weight * U.T @ U
+            new = np.linalg.solve(matrix, old / rates + knobs.weight * U.T @ v)
+        x_side.factors[i] = [max(x, 0.0) if rules.nonnegative else x for x in new[: len(row)].tolist()]
         if biases:
-            p_side.bias[row] += p_rate * (e - reg * p_side.bias[row])
-            q_side.bias[col] += q_rate * (e - reg * q_side.bias[col])
-        squares += e * e
-        total += e if biases else 0.0
-    return squares, total
+            x_side.bias[i] = float(new[-1])
 
 
-def score(p_side: Side, q_side: Side, ratings: list[Rating], base: float) -> tuple[float, float]:
-    """Σe² and Σ|e| over ratings."""
-    errors = [value - predict(p_side, q_side, row, col, base) for row, col, value in ratings]
-    return sum(e * e for e in errors), sum(abs(e) for e in errors)
+@dataclass
+class Scores:
+    """How predictions fit a block of ratings."""
+
+    loss: float = 0.0
+    squares: float = 0.0
+    absolutes: float = 0.0
+    right: int = 0
 
 
-def predict(p_side: Side, q_side: Side, row: int, col: int, base: float) -> float:
+def score(
+    p_side: Side, q_side: Side, ratings: Sequence[Rating], loss: Loss, base: float,
+    low: float = -math.inf, high: float = math.inf,
+) -> Scores:  # fmt: skip
+    """Sums over ratings; predictions are cut to low … high."""
+    sums = Scores()
+    for row, col, r, _ in ratings:
+        z = score_of(p_side, q_side, row, col, base)
+        e = r - max(low, min(loss.link_function(z), high))
+        sums.loss += loss.value(r, z)
+        sums.squares += e * e
+        sums.absolutes += abs(e)
+        sums.right += (z > 0) == (r > 0)
+    return sums
+
+
+def contrast(
+    p_side: Side, q_side: Side, ratings: Sequence[Rating], trained: Sequence[Rating], loss: Loss, knobs: Knobs,
+    samples: int,
+) -> tuple[float, float, int]:  # fmt: skip
+    """Positives against free cells: the loss, the pairs in the right order (half of those that tie), and the pairs."""
+    total = right = 0.0
+    count = 0
+    rated = Rated([*ratings, *trained])
+    by_col = loss.cells == "col"
+    for t, (row, col, r, _) in enumerate(ratings):
+        other = draw(samples, t, len((p_side if by_col else q_side).factors) - 1)
+        cell = (other, col) if by_col else (row, other)
+        if r <= 0 or cell in rated:
+            continue
+        z, against = (score_of(p_side, q_side, i, j, knobs.base) for i, j in ((row, col), cell))
+        if loss.pairs:
+            total += loss.value(1.0, z - against)
+        else:
+            total += loss.value(r, z) + knobs.weight * loss.value(knobs.target, against)
+        right += 1.0 if z > against else 0.5 if z == against else 0.0
+        count += 1
+    return total, right, count
+
+
+def score_of(p_side: Side, q_side: Side, row: int, col: int, base: float) -> float:
     """What the model says."""
-    product = sum(x * y for x, y in zip(p_side.factors[row], q_side.factors[col], strict=True))
-    return base + (p_side.bias[row] + q_side.bias[col] if p_side.bias else 0.0) + product
+    biases = p_side.bias[row] + q_side.bias[col] if p_side.bias else 0.0
+    return base + biases + inner(p_side.factors[row], q_side.factors[col])
 
 
 def update_exactly(
@@ -67,10 +295,10 @@ def update_exactly(
     c: np.ndarray,
     s: np.ndarray | None,
     t: np.ndarray | None,
-    ratings: list[Rating],
-    *constants: np.float32,
+    ratings: Sequence[Rating],
+    knobs: Knobs,
 ) -> None:
-    """`update` with the roundings of `mfpar.kernels.update`, in place, with biases.
+    """`update` of squared loss with the roundings of `mfpar.kernels.update`, in place, with biases.
 
     Parameters
     ----------
@@ -78,23 +306,25 @@ def update_exactly(
     b, c : float32[rows]
     s, t : float32[rows] or None
         AdaGrad's sums.
-    constants : base, lr, reg and 1 / factors
     """
-    base, lr, reg, share = constants
     one, two, zero = np.float32(1), np.float32(2), np.float32(0)
-    p_rate = q_rate = lr
-    for i, j, value in ratings:
+    p_rate, q_rate, b_rate, c_rate = knobs.p_rate, knobs.q_rate, knobs.b_rate, knobs.c_rate
+    b_pace, c_pace = b_rate / p_rate, c_rate / q_rate
+    p_reg, q_reg = knobs.p_reg, knobs.q_reg
+    for i, j, value, _ in ratings:
         p, q, b_old, c_old = P[i].copy(), Q[j].copy(), b[i], c[j]
         product = dot(p, q)
-        e = ((np.float32(value) - base) - (b_old + c_old)) - product
+        g = ((knobs.base + (b_old + c_old)) + product) - np.float32(value)
         if s is not None and t is not None:
-            p_norm, q_norm, cross = dot(p, p), dot(q, q), two * reg * e * product
-            s[i] += share * max(reg * reg * p_norm - cross + e * e * q_norm, zero)
-            t[j] += share * max(reg * reg * q_norm - cross + e * e * p_norm, zero)
-            p_rate, q_rate = lr / np.sqrt(s[i]), lr / np.sqrt(t[j])
-        b[i], c[j] = b_old + p_rate * (e - reg * b_old), c_old + q_rate * (e - reg * c_old)
-        P[i] = fma(q, p_rate * e, p * (one - p_rate * reg))
-        Q[j] = fma(p, q_rate * e, q * (one - q_rate * reg))
+            p_norm, q_norm, steep = dot(p, p), dot(q, q), g * g
+            s[i] += knobs.share * max(p_reg * p_reg * p_norm + g * (two * p_reg * product) + steep * q_norm, zero)
+            t[j] += knobs.share * max(q_reg * q_reg * q_norm + g * (two * q_reg * product) + steep * p_norm, zero)
+            p_rate, q_rate = knobs.p_rate / np.sqrt(s[i]), knobs.q_rate / np.sqrt(t[j])
+            b_rate, c_rate = p_rate * b_pace, q_rate * c_pace
+        b[i] = b_old - b_rate * (g + knobs.b_reg * b_old)
+        c[j] = c_old - c_rate * (g + knobs.c_reg * c_old)
+        P[i] = fma(q, -p_rate * g, p * (one - p_rate * p_reg))
+        Q[j] = fma(p, -q_rate * g, q * (one - q_rate * q_reg))
 
 
 def fma(x: np.ndarray, y: np.ndarray | np.float32, z: np.ndarray) -> np.ndarray:
@@ -119,11 +349,13 @@ def panels(row: np.ndarray) -> Iterator[np.ndarray]:
     return (row[start : start + width] for start in range(0, len(row), width))
 
 
-def dot(x: np.ndarray, y: np.ndarray) -> np.float32:
-    """Σ x·y with the roundings of `mfpar.kernels.vector.dot`: float32[stride] each."""
+def dot(x: np.ndarray, y: np.ndarray, start: np.float32 | None = None) -> np.float32:
+    """Σ x·y, or start + Σ x·y, with the roundings of `dot` and `dot_from` of `mfpar.kernels.vector`."""
     sums: list[np.ndarray] = []
     for t, (a, b) in enumerate(zip(panels(x), panels(y), strict=True)):
-        if t < 4:
+        if t == 0 and start is not None:
+            sums.append(fma(a, b, np.insert(np.zeros(len(a) - 1, np.float32), 0, start)))
+        elif t < 4:
             sums.append(a * b)
         else:
             sums[t % 4] = fma(a, b, sums[t % 4])

@@ -12,7 +12,7 @@ from mfpar.engine.rotation import Rotation
 from mfpar.grid import Grid, balanced_cuts, span
 from mfpar.parallel.comm import Message, Serial
 from mfpar.schedule import ring
-from mfpar.shards import Layout, start_block
+from mfpar.shards import Layout
 
 LAYOUT = Layout(factors=3, biases=True, states=1)
 
@@ -29,6 +29,7 @@ class Log:
     def __init__(self, size: int):
         self.of_row: list[list[int]] = [[] for _ in range(size)]
         self.of_col: list[list[int]] = [[] for _ in range(size)]
+        self.undone = [0] * size  # meetings that have been taken back
         self._lock = threading.Lock()
 
     def note(self, i: int, j: int) -> None:
@@ -38,19 +39,22 @@ class Log:
 
 
 def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str]) -> int:
-    """Go through epochs (numbers) and ways "home"; every block holds its name and the number of its meetings so far.
+    """Go through epochs (numbers), ways "home", and ways "back" to where a copy was kept ("keep") or to the start.
+
+    Every block holds its name and the number of its meetings so far.
 
     Returns the number of column-blocks that the rank has room for.
     """
     first, last = span(grid.size, comm.size, comm.rank)
-    rotation = Rotation(grid, LAYOUT, comm, seed)
     lengths = [LAYOUT.floats(int(size)) for size in grid.col_sizes]
-    for j in range(first, last):
-        expected = np.empty(lengths[j], np.float32)
-        start_block(expected, LAYOUT, int(grid.col_sizes[j]), seed, "cols", j)
-        np.testing.assert_array_equal(rotation.block(j), expected)
-        rotation.block(j)[:] = name(j, 0)
+
+    def fill(block, j):
+        assert block.shape == (lengths[j],)
+        block[:] = name(j, 0)
+
+    rotation = Rotation(grid, LAYOUT, comm, fill)
     meetings_so_far = 0
+    kept: list[tuple[np.ndarray, list[np.ndarray]]] = []  # the order of some moment, and copies of what lay there
 
     def visit(a, b, met, starts, counts):
         for place in range(a, b):
@@ -68,6 +72,25 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str]) -> int:
             for j in range(first, last):
                 assert rotation.block(j).shape == (lengths[j],)
                 assert (rotation.block(j) == name(j, meetings_so_far)).all()
+        elif stage == "keep":
+            kept.append((rotation.order, [block.copy() for block in rotation.held()]))
+            for j, block in zip(rotation.order[first:last], rotation.held(), strict=True):
+                assert (block == name(int(j), meetings_so_far)).all()
+        elif stage in ("back", "restart"):  # to how it was; what has been met since goes out of the count again
+            comm.gather(None)  # nobody rotates, or reads the log, while it is cut
+            if stage == "back":
+                order, copies = kept[-1]
+                for block, copy in zip(rotation.held(order), copies, strict=True):
+                    block[:] = copy
+                rotation.order = order
+                meetings_so_far = int(copies[0][0] % 1000)
+            else:
+                rotation.restart()
+                meetings_so_far = 0
+            for index in range(first, last):
+                log.undone[index] += len(log.of_row[index]) - meetings_so_far
+                del log.of_row[index][meetings_so_far:], log.of_col[index][meetings_so_far:]
+            comm.gather(None)
         else:
             rotation.epoch(ring(grid.size, seed, stage), visit)
             meetings_so_far += grid.size
@@ -86,9 +109,11 @@ def check(size: int, ranks: int, seed: int, plan: list[int | str]) -> None:
     log, alone = Log(size), Log(size)
     room = simulated.run(ranks, lambda comm: rotate(comm, grid, log, seed, plan), seed)
     assert rotate(Serial(), grid, alone, seed, plan) == size
-    epochs = [stage for stage in plan if stage != "home"]
+    epochs = [stage for stage in plan if isinstance(stage, int)]
     for index in range(size):
-        assert sorted(log.of_row[index]) == sorted(log.of_col[index]) == sorted(list(range(size)) * len(epochs))
+        times, rest = divmod(len(log.of_row[index]), size)
+        assert (rest, times * size + log.undone[index]) == (0, len(epochs) * size)
+        assert sorted(log.of_row[index]) == sorted(log.of_col[index]) == sorted(list(range(size)) * times)
     # The order of each row-block and of each column-block decides every bit.
     assert (log.of_row, log.of_col) == (alone.of_row, alone.of_col)
     for rank, slots in enumerate(room):
@@ -110,11 +135,12 @@ def test_each_column_block_meets_every_row_block_and_comes_home(data):
 )
 def test_special_shapes(size, ranks):
     check(size, ranks, 5, [1, 2, 3, "home", 4, 5, "home"])
+    check(size, ranks, 6, [1, "keep", 2, "back", 3, "home", "keep", 4, "home", "back", 5, "restart", 6, "home"])
 
 
 def test_a_rank_holds_a_share_of_the_blocks_and_room_for_two():
     grid = Grid(*[balanced_cuts(np.ones(96, np.int64), 32)] * 2)
-    room = simulated.run(4, lambda comm: len(Rotation(grid, LAYOUT, comm, 0).slots.starts))
+    room = simulated.run(4, lambda comm: len(Rotation(grid, LAYOUT, comm, lambda block, j: None).slots.starts))
     assert room == [10] * 4
 
 

@@ -13,8 +13,10 @@ from planted import UNKNOWN, Planted, plant
 from mfpar.api import load, train_file
 from mfpar.blockfile import BlockedFile
 from mfpar.config import ModelConfig, TrainConfig
-from mfpar.engine.training import Training, unit_of
-from mfpar.errors import ConfigError, DivergedError
+from mfpar.engine.course import Course
+from mfpar.engine.objective import unit_of
+from mfpar.engine.training import Training
+from mfpar.errors import ConfigError
 from mfpar.parallel.comm import Serial
 
 KINDS = [(biases, optimizer) for biases in (True, False) for optimizer in ("sgd", "adagrad")]
@@ -114,15 +116,16 @@ def test_unknown_ids_get_the_mean_and_the_known_bias(data, fits, optimizer):
 
 def test_centring_changes_no_prediction_and_makes_the_average_zero(data, monkeypatch):
     moved = {}
-    monkeypatch.setattr("mfpar.engine.training.Averages.centre", lambda *arguments: None)
+    monkeypatch.setattr("mfpar.engine.centre.Averages.centre", lambda *arguments: None)
     for name in ("before", "after"):
         with BlockedFile(data.path) as file:
-            training = Training(file, ModelConfig(factors=8), TrainConfig(epochs=3), Serial())
-            training.run(lambda report: None)
+            model, loss = ModelConfig(factors=8).resolved()
+            training = Training(file, model, loss, TrainConfig(epochs=3).resolved(loss), Serial())
+            Course(training, data.path, lambda report: None, lambda kind, content: None).run()
             sides = [[block(b) for b in range(data.grid.size)] for block in (training.row_block, training.col_block)]
             P, b, Q, c = (np.concatenate([part[k] for part in side]).astype(float) for side in sides for k in (0, 1))
             counts = [file.ratings_of(side) for side in ("rows", "cols")]
-            base = float(training._base) + training._offset if name == "before" else data.header.mean
+            base = float(training.objective.base) + training._offset if name == "before" else data.header.mean
         moved[name] = base + b[:, None] + c + P @ Q.T, (P, b, Q, c)
         monkeypatch.undo()
     np.testing.assert_allclose(moved["after"][0], moved["before"][0], atol=2e-6)
@@ -173,13 +176,6 @@ def test_the_unit_is_a_power_of_four_near_the_deviation(deviation):
     assert fraction == 0.5
     assert exponent % 2 == 1
     assert 0.5 <= deviation / unit < 2
-
-
-def test_a_rate_that_is_too_large_is_told(data, tmp_path):
-    for ranks in (1, 3):
-        with pytest.raises(DivergedError, match=r"diverged in epoch \d+ at learning rate 50: use a smaller --lr"):
-            train(data, tmp_path / "model.h5", ranks, epochs=30, lr=50.0, lr_decay=1.0)
-        assert list(tmp_path.iterdir()) == []
 
 
 def test_more_ranks_than_blocks_are_refused_on_every_rank(data, tmp_path):

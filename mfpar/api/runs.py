@@ -66,7 +66,7 @@ def train_file(
                 listen(event)
 
         def on_epoch(report: EpochReport) -> None:
-            curve.append(report.as_dict())
+            curve[:] = [*(event for event in curve if event["epoch"] < report.epoch), report.as_dict()]
             tell("epoch", report.as_dict())
 
         model, loss = model.resolved()

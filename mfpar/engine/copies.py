@@ -13,7 +13,7 @@ import numpy as np
 from mfpar.atomic import storage_errors
 
 AMPLE = 4  # copies stay in memory if it has room for so many times all that could exist at a time
-ROLES = ("last", "best")
+ROLES = ("last", "before", "best")
 
 
 class Copies:
@@ -51,8 +51,12 @@ class Copies:
                 for array in arrays:
                     file.write(np.ascontiguousarray(array).data)
         self._kept.update(dict.fromkeys(roles, self._count))
-        for number in set(self._copies) - set(self._kept.values()):
-            self._drop(number)
+        self._drop_unused()
+
+    def rename(self, role: str, other: str) -> None:
+        """What is kept for a role is kept for another one, whose own is dropped."""
+        self._kept[other] = self._kept.pop(role)
+        self._drop_unused()
 
     def restore(self, role: str, arrays: Iterable[np.ndarray]) -> None:
         """Write a copy back into arrays of the shapes that were kept."""
@@ -68,6 +72,10 @@ class Copies:
     def close(self) -> None:
         """Drop all copies."""
         for number in list(self._copies):
+            self._drop(number)
+
+    def _drop_unused(self) -> None:
+        for number in set(self._copies) - set(self._kept.values()):
             self._drop(number)
 
     def _drop(self, number: int) -> None:

@@ -19,6 +19,10 @@ from mfpar.losses import is_builtin
 from mfpar.metrics import more_is_better
 
 EXPLODED = 3.0  # times the loss of the starting values, beyond which training has diverged though all is finite still
+LOST = 0.5  # from the third epoch on, share of what training has gained, with whose loss it has diverged too; at least
+BEYOND = 0.25  # this share of the loss of the starting values
+RETREATS = 3  # of a run
+ENOUGH = 6  # repairs in a row, after which it is the state to begin with that is held for spoilt
 REPAIRS = 12  # in a row, each two with more halvings of the rate than the two before: 42 in all
 NEAR = 10.0  # deviations from the mean, or scores, within which a loss of one's own must have finite gradients
 REJECTIONS = 10  # of the bold driver in a row: a step a thousand times smaller that does not help either
@@ -49,7 +53,7 @@ class Course:
         self._rates = Rates(self._train, self._first_rate())
         self._positions: dict[str, Any] = {}  # what belongs to each copy
         self._best: float | None = None
-        self._best_epoch = 0
+        self._best_epoch = self._retreats = 0
 
     def run(self) -> None:
         """Run all epochs and finish the training.
@@ -61,43 +65,74 @@ class Course:
         ConfigError
             The loss's own code yields something that is not a number.
         """
-        with self._copying() as copies:
-            loss, epoch, rejected = self._start_loss, 1, 0
+        with self._copying() as self._copies:
+            loss = least = self._start_loss
+            epoch, rejected = 1, 0
             while epoch <= self._train.epochs:
-                done = self._sound_pass(epoch, copies)
+                done = self._sound_pass(epoch, least)
+                if done is None:  # what it began with was spoilt already
+                    epoch = self._retreat(epoch)
+                    loss = least = self._start_loss
+                    continue
                 if self._rates.bold and not done.loss < loss and epoch > 1:
                     rejected += 1
-                    self._undo(copies, epoch, 1, f"epoch {epoch} did not lower the loss ({loss:.6g} → {done.loss:.6g})")
+                    self._undo(epoch, 1, f"epoch {epoch} did not lower the loss ({loss:.6g} → {done.loss:.6g})")
                     if rejected == REJECTIONS:
                         self._notify("warning", {"message": f"no step lowers the loss any more: ends in epoch {epoch}"})
                         break
                     continue
-                rejected, loss = 0, done.loss
+                rejected, loss, least = 0, done.loss, min(least, done.loss)
                 validation = self._report(epoch, done)
                 improved = self._improves(validation, epoch)
                 if self._train.patience is not None and epoch - self._best_epoch >= self._train.patience:
                     break
                 if epoch < self._train.epochs or improved:
-                    self._keep(copies, ["last", *(["best"] if improved and self._train.patience else [])])
+                    self._keep(improved and self._train.patience is not None)
                 self._rates.advance(epoch)
                 epoch += 1
             if self._train.patience is not None and self._best_epoch:
-                self._go_back(copies, "best")
+                self._go_back("best")
         self._training.finish()
 
-    def _sound_pass(self, epoch: int, copies: Copies) -> Pass:
-        """One pass that did not diverge, at as small a rate as that takes."""
+    def _sound_pass(self, epoch: int, least: float) -> Pass | None:
+        """One pass that did not diverge, at as small a rate as that takes; `least` is the least loss so far.
+
+        None where no rate seems to help, but there is an earlier state to go back to.
+        """
+        start = self._start_loss
+        most = start + (EXPLODED - 1) * abs(start)
+        if epoch > 2:  # the first two may have begun with a step too far
+            most = min(most, least + max(LOST * (start - least), BEYOND * abs(start)))
         for attempt in range(REPAIRS + 1):
             done = self._training.run_epoch(epoch, self._knobs())
-            if done.loss <= self._start_loss + (EXPLODED - 1) * abs(self._start_loss) + self._negligible:
+            if done.loss <= most + self._negligible:
                 return done
             if not math.isfinite(done.loss) and not is_builtin(self._training.objective.loss):
-                self._blame(epoch, copies, attempt == REPAIRS)
+                self._blame(epoch, attempt == REPAIRS)
             rate = self._rates.now
             if attempt == REPAIRS:
                 break
-            self._undo(copies, epoch, attempt // 2 + 1, f"epoch {epoch} diverged at learning rate {rate:g}")
+            self._undo(epoch, attempt // 2 + 1, f"epoch {epoch} diverged at learning rate {rate:g}")
+            if attempt + 1 == ENOUGH and epoch > 1 and self._retreats < RETREATS:
+                return None
         raise DivergedError(f"training diverged in epoch {epoch} even at learning rate {rate:g}: use a smaller --lr")
+
+    def _retreat(self, epoch: int) -> int:
+        """Go back beyond the end of the last epoch, and return which epoch is next."""
+        self._retreats += 1
+        if "before" in self._positions:
+            self._go_back("before")
+            self._positions["last"] = self._positions.pop("before")
+            self._copies.rename("before", "last")
+            after = epoch - 2
+        else:
+            self._training.restart()
+            self._positions.pop("last")
+            after = 0
+        back = f"the end of epoch {after}" if after else "the start"
+        message = f"no rate helps in epoch {epoch}, so the one before did harm: back to {back}"
+        self._notify("retry", {"epoch": after + 1, "lr": self._rates.now, "message": message})
+        return after + 1
 
     @property
     def _negligible(self) -> float:
@@ -105,12 +140,12 @@ class Course:
         objective = self._training.objective
         return 1e-3 * objective.unit**objective.loss.degree
 
-    def _blame(self, epoch: int, copies: Copies, whatever: bool) -> None:
+    def _blame(self, epoch: int, whatever: bool) -> None:
         """Raise ConfigError if it is the loss that returned something not finite, for a score that was.
 
         Unless `whatever`, for a score near the ratings only: far off, a smaller rate may be what it needs.
         """
-        self._restore(copies, epoch)
+        self._restore(epoch)
         done, loss = self._training.run_epoch(epoch, self._knobs(), checked=True), self._training.objective.loss
         near = NEAR * max(self._training.header.deviation, 1.0)
         if done.refused and abs(done.refused[1] - self._training.objective.level) < (math.inf if whatever else near):
@@ -123,27 +158,32 @@ class Course:
                 f"{loss.where('value')}: its value is not a finite number for some rating and score (epoch {epoch})"
             )
 
-    def _undo(self, copies: Copies, epoch: int, halvings: int, why: str) -> None:
+    def _undo(self, epoch: int, halvings: int, why: str) -> None:
         """Go back to the end of the epoch before, with a smaller rate, and say so."""
-        self._restore(copies, epoch)
+        self._restore(epoch)
         self._rates.cut(halvings)
         back = f"the end of epoch {epoch - 1}" if epoch > 1 else "the start"
         message = f"{why}: back to {back}, with learning rate {self._rates.now:g}"
         self._notify("retry", {"epoch": epoch, "lr": self._rates.now, "message": message})
 
-    def _restore(self, copies: Copies, epoch: int) -> None:
+    def _restore(self, epoch: int) -> None:
         if epoch == 1:
             self._training.restart()
         else:
-            self._go_back(copies, "last")
+            self._go_back("last")
 
-    def _keep(self, copies: Copies, roles: list[str]) -> None:
-        copies.keep(roles, self._training.state())
+    def _keep(self, best: bool) -> None:
+        """Copy the state at the end of an epoch, and remember the one before."""
+        if "last" in self._positions:
+            self._copies.rename("last", "before")
+            self._positions["before"] = self._positions["last"]
+        roles = ["last", "best"] if best else ["last"]
+        self._copies.keep(roles, self._training.state())
         self._positions.update(dict.fromkeys(roles, self._training.position))
 
-    def _go_back(self, copies: Copies, role: str) -> None:
+    def _go_back(self, role: str) -> None:
         order, _ = self._positions[role]
-        copies.restore(role, self._training.state(order))
+        self._copies.restore(role, self._training.state(order))
         self._training.reposition(self._positions[role])
 
     @contextmanager

@@ -11,6 +11,7 @@ from mfpar.errors import ConfigError
 from mfpar.kernels import Knobs
 from mfpar.losses import Loss
 
+ENOUGH = 4096  # ratings whose mean loss tells how training goes
 UNDECIDED = 1e-6  # the least distance of a share from 0 and 1 whose log-odds scores start from
 
 
@@ -69,6 +70,7 @@ class Objective:
     unit: float
     level: float  # `start_of` the data, or 0 where the model has no mean
     base: np.float32  # of all scores while training: the level less the lift
+    every: int  # of how many ratings the training loss takes one
     path: object  # of the data, for messages
 
     @classmethod
@@ -88,7 +90,8 @@ class Objective:
         level = start_of(loss, header) if model.mean else 0.0
         unit = unit_of(header.deviation) if loss.degree else 1.0
         lift = (model.lift or 0.0) * (header.deviation if loss.degree else 1.0)
-        return cls(model, loss, unit, level, np.float32(level - lift), path)
+        every = loss.every if header.ratings >= ENOUGH * loss.every else 1
+        return cls(model, loss, unit, level, np.float32(level - lift), every, path)
 
     @property
     def lifted(self) -> bool:

@@ -68,7 +68,7 @@ def kind_of(objective: Objective, layout: Layout, train: TrainConfig, strip: Str
         row_dtype=strip.rows.dtype.name,
         col_dtype=strip.cols.dtype.name,
         cells=objective.cells,
-        every=objective.loss.every,
+        every=objective.every,
         weighted=strip.weights is not None,
         paced=train.lr_row_bias is not None or train.lr_col_bias is not None or objective.unit != 1,
         scaled=layout.scaled,

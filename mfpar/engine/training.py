@@ -55,7 +55,14 @@ class Training(Tables):
         super().__init__(file, Objective.of(model, loss, file.header, file.path), train, comm)
         self._parts = self._read(file)
         self._steps = Steps(self.objective, self.layout, train, self._parts["train"], comm)
-        self.ratings = sum(comm.gather(len(self._parts["train"].values)))
+        strip = self._parts["train"]
+        self.ratings = sum(comm.gather(len(strip.values)))
+        self._weight = self.ratings if strip.weights is None else math.fsum(self._weights(strip))  # of all of them
+
+    def _weights(self, strip: Strip) -> list[float]:
+        """The sum of weights of each row-block of all ranks. Collective."""
+        sums = [float(strip.weights[ends[0] : ends[-1]].sum(dtype=np.float64)) for ends in strip.offsets]  # type: ignore[index]
+        return [weight for rank in self.comm.gather(sums) for weight in rank]
 
     def _read(self, file: BlockedFile) -> dict[str, Strip]:
         """The parts of the ratings: "train" and, where there are any, "validation" and "test"."""
@@ -85,9 +92,9 @@ class Training(Tables):
         waited, sent, trained = self.comm.seconds_waiting - waited, self.comm.bytes_sent - sent, time.perf_counter()
         ranks = self.comm.gather([_plain(sums), trained - started, waited, sent, self.finite])
         value, counted, descent, refused = _totals(ranks, (VALUE, COUNTED, DESCENT, REFUSED))
-        curvature = self.objective.loss.curvature
-        self._offset = descent / self.ratings / curvature if self.objective.lifted else 0.0
-        loss = mean(value, counted) - curvature * self._offset**2 / 2
+        curvature = self.objective.loss.curvature * self._weight
+        self._offset = descent / curvature if self.objective.lifted else 0.0
+        loss = mean(value, counted) - curvature / self.ratings * self._offset**2 / 2
         first = next((row[REFUSED + 1 : REFUSED + 3] for rank in ranks for row in rank[0] if row[REFUSED]), (0.0, 0.0))
         return Pass(
             loss=loss if all(rank[4] for rank in ranks) else math.nan,

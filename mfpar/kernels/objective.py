@@ -6,9 +6,7 @@ looked up while the kernel compiles.
 """
 
 import functools
-import hashlib
 from collections.abc import Callable
-from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,9 @@ from numba.core.errors import NumbaError
 from numba.extending import overload
 
 from mfpar.errors import ConfigError
-from mfpar.kernels.compile import compiled, inlined
+from mfpar.kernels.compile import compiled
 from mfpar.kernels.elementary import ELEMENTARY
+from mfpar.kernels.functions import digest_of, inlinable
 from mfpar.losses import Loss
 
 ROLES = {"gradient": 2, "value": 2, "link": 1}  # with the number of arguments
@@ -31,56 +30,13 @@ _KNOWN: dict[str, bool] = {}  # by key: whether the key tells all that a kernel 
 def register(loss: Loss) -> str:
     """Make a loss known to kernels: the string that stands for it, made of all that its functions depend on."""
     functions = {"gradient": loss.gradient, "value": loss.value, "link": loss.link_function}
-    sha = hashlib.sha256()
-    known = _digest(tuple(functions.values()), sha, set())
     plain = "".join(c if c.isalnum() else "-" for c in loss.name)[:40]
-    key = f"{plain}-{sha.hexdigest()[:16]}" + ("" if known else f"-{id(loss)}")
+    digest, known = digest_of(tuple(functions.values()))
+    key = f"{plain}-{digest[:16]}" + ("" if known else f"-{id(loss)}")
     if key not in _LOSSES:
         _LOSSES[key], _KNOWN[key] = loss, known
-        _FUNCTIONS[key] = {role: _inlined(function) for role, function in functions.items()}
+        _FUNCTIONS[key] = {role: inlinable(function, ELEMENTARY) for role, function in functions.items()}
     return key
-
-
-def _inlined(thing: Any) -> Any:
-    """A function for kernels to inline, with the plain functions that it calls; anything else as it is."""
-    if not isinstance(thing, FunctionType) or thing in ELEMENTARY:
-        return thing
-    called = {name: _inlined(thing.__globals__.get(name)) for name in _names(thing.__code__)}
-    names = {**thing.__globals__, **{name: function for name, function in called.items() if function is not None}}
-    cells = tuple(CellType(_inlined(cell.cell_contents)) for cell in thing.__closure__ or ())
-    return inlined(FunctionType(thing.__code__, names, thing.__name__, thing.__defaults__, cells or None))
-
-
-def _digest(thing: Any, sha: Any, seen: set[int]) -> bool:
-    """Feed what a function compiles to depends on into a hash; False if something of it can't be told."""
-    if id(thing) in seen or isinstance(thing, ModuleType):
-        sha.update(b"again" if id(thing) in seen else thing.__name__.encode())
-        return True
-    if isinstance(thing, int | float | str | bytes | bool | np.generic | None.__class__):
-        sha.update(repr(thing).encode())
-        return True
-    seen.add(id(thing))
-    if isinstance(thing, tuple | frozenset):
-        known = [_digest(part, sha, seen) for part in thing]  # all of them, also behind one that is not known
-        return all(known)
-    if isinstance(thing, CodeType):
-        sha.update(thing.co_code)
-        return _digest((*thing.co_consts, *thing.co_names, *thing.co_varnames), sha, seen)
-    thing = getattr(thing, "py_func", thing)  # of a function that is compiled already
-    if isinstance(thing, FunctionType):
-        names = _names(thing.__code__)
-        used = tuple(thing.__globals__[name] for name in names if name in thing.__globals__)
-        cells = tuple(cell.cell_contents for cell in thing.__closure__ or ())
-        return _digest((thing.__code__, thing.__defaults__, *used, *cells), sha, seen)
-    if getattr(thing, "__module__", None) in ("math", "builtins", "numpy") and hasattr(thing, "__name__"):
-        sha.update(f"{thing.__module__}.{thing.__name__}".encode())
-        return True
-    return False
-
-
-def _names(code: CodeType) -> list[str]:
-    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    return sorted({*code.co_names, *(name for part in inner for name in _names(part))})
 
 
 def gradient(loss, r, z):

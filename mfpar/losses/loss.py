@@ -61,7 +61,8 @@ class Loss:
     metrics : tuple of str
         What is reported of a held-out part, the deciding measure first.
     every : int
-        The training loss is the mean over every rating, every second, …: for a value that costs more than a step.
+        The training loss is the mean over every rating, every second, …, for a value that costs more than a step; over
+        every one where ratings are few.
         Best with no factor in common with the 8 streams of a block (docs/format.md).
     """
 
