@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from mfpar.errors import ConfigError
-from mfpar.losses import BUILTIN, Loss, find, huber
+from mfpar.losses import BUILTIN, Loss, find, huber_of
 
 LOSSES = ", ".join(BUILTIN)
 OPTIMIZERS = ("sgd", "adagrad")
@@ -169,7 +169,7 @@ class ModelConfig(_Checked):
         """
         loss = find(self.loss)
         if loss.name == "huber":
-            loss = dataclasses.replace(loss, gradient=(own := huber(self.huber_delta)).gradient, value=own.value)
+            loss = dataclasses.replace(loss, gradient=(own := huber_of(self.huber_delta)).gradient, value=own.value)
         lifted = self.biases and self.mean is not False
         reg = loss.reg if self.reg is None else self.reg
         parts = ("reg_p", "reg_q", "reg_row_bias", "reg_col_bias")

@@ -179,6 +179,7 @@ def update_pairs(p_side: Side, q_side: Side, ratings: Sequence[Rating], rules: R
     by_row = rules.cells == "row"
     one_side, two_side = (p_side, q_side) if by_row else (q_side, p_side)
     step_one, step_two = (step_p, step_q) if by_row else (step_q, step_p)
+    due = 0
     for t, (row, col, r, weight) in enumerate(ratings):
         one, two = (row, col) if by_row else (col, row)
         other = draw(samples, t, len(two_side.factors) - 1)
@@ -190,7 +191,8 @@ def update_pairs(p_side: Side, q_side: Side, ratings: Sequence[Rating], rules: R
         if two_side.bias:
             z += two_side.bias[two] - two_side.bias[other]
         slope = weight * loss.gradient(1.0, z)
-        if t % rules.every == 0:
+        if t >= due:
+            due = t + rules.every
             sums.value += weight * loss.value(1.0, z)
             sums.counted += 1
         step_one(rules, one_side, one, [slope * x for x in apart], None)  # both cells have its bias: it cancels
@@ -317,14 +319,21 @@ def update_exactly(
         g = ((knobs.base + (b_old + c_old)) + product) - np.float32(value)
         if s is not None and t is not None:
             p_norm, q_norm, steep = dot(p, p), dot(q, q), g * g
-            s[i] += knobs.share * max(p_reg * p_reg * p_norm + g * (two * p_reg * product) + steep * q_norm, zero)
-            t[j] += knobs.share * max(q_reg * q_reg * q_norm + g * (two * q_reg * product) + steep * p_norm, zero)
+            p_square = fused(steep, q_norm, fused(g, two * p_reg * product, p_reg * p_reg * p_norm))
+            q_square = fused(steep, p_norm, fused(g, two * q_reg * product, q_reg * q_reg * q_norm))
+            s[i] = fused(knobs.share, max(p_square, zero), s[i])
+            t[j] = fused(knobs.share, max(q_square, zero), t[j])
             p_rate, q_rate = knobs.p_rate / np.sqrt(s[i]), knobs.q_rate / np.sqrt(t[j])
             b_rate, c_rate = p_rate * b_pace, q_rate * c_pace
-        b[i] = b_old - b_rate * (g + knobs.b_reg * b_old)
-        c[j] = c_old - c_rate * (g + knobs.c_reg * c_old)
+        b[i] = fused(-b_rate, fused(knobs.b_reg, b_old, g), b_old)
+        c[j] = fused(-c_rate, fused(knobs.c_reg, c_old, g), c_old)
         P[i] = fma(q, -p_rate * g, p * (one - p_rate * p_reg))
         Q[j] = fma(p, -q_rate * g, q * (one - q_rate * q_reg))
+
+
+def fused(x: np.float32, y: np.float32, z: np.float32) -> np.float32:
+    """`fma` of three numbers."""
+    return fma(np.array([x]), y, np.array([z]))[0]
 
 
 def fma(x: np.ndarray, y: np.ndarray | np.float32, z: np.ndarray) -> np.ndarray:

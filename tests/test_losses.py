@@ -19,12 +19,12 @@ from mfpar.config import ModelConfig, TrainConfig
 from mfpar.errors import ConfigError
 from mfpar.kernels import link_kernel, register
 from mfpar.kernels.objective import gradient, link, value
-from mfpar.losses import BUILTIN, Loss, find, huber, importable, is_builtin
+from mfpar.losses import BUILTIN, Loss, find, huber_of, importable, is_builtin
 from mfpar.parallel.comm import Serial
 
 RATINGS = {"any": (-2.5, 0.0, 0.5, 1.0, 3.0, 5.0), "binary": (-1.0, 0.0, 1.0), "counts": (0.0, 1.0, 2.0, 7.0, 400.0)}
 SCORES = (*np.linspace(-7.13, 7.21, 41), 12.3, -12.3, 30.1, -30.1)
-EVERY = [*BUILTIN.values(), huber(0.3)]
+EVERY = [*BUILTIN.values(), huber_of(0.3)]
 every_loss = pytest.mark.parametrize("loss", EVERY, ids=[*BUILTIN, "huber-0.3"])
 
 
@@ -35,7 +35,7 @@ def points(loss):
 
 def pairs(loss):
     """The same, one by one, as what each function computes with in double precision."""
-    number = np.float64 if loss.name == "huber" else float  # its delta is a float32, beside which a float is one too
+    number = float
     return [(number(r), number(z)) for r, z in zip(*points(loss), strict=True)]
 
 

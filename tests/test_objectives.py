@@ -192,7 +192,8 @@ class Twin:
         share = rate / self.train.lr
         rates = (rate if own is None else own * share for own in (self.train.lr_row_bias, self.train.lr_col_bias))
         self.rules = naive.Rules(
-            self.loss, self.objective.knobs(rate, *rates), self.model.nonnegative, self.objective.cells, self.objective.every
+            *(self.loss, self.objective.knobs(rate, *rates), self.model.nonnegative),
+            *(self.objective.cells, self.objective.every),
         )
         order, key = ring(G, self.train.seed, number), int(sample_key(self.train.seed, number))
         done = []

@@ -172,9 +172,21 @@ def label32(r):
 
 
 @inlined
+def sign32(x):
+    """1, 0 or −1, like x."""
+    return (ONE if x > ZERO else ZERO) - (ONE if x < ZERO else ZERO)
+
+
+@inlined
 def shrunk(x, limit):
     """A number moved towards zero by `limit` ≥ 0, and no further."""
     return max(x - limit, ZERO) + min(x + limit, ZERO)
+
+
+@inlined
+def clamp32(x, limit):
+    """x, cut to −limit … limit."""
+    return max(-limit, min(x, limit))
 
 
 def _compiled(function, single):
@@ -183,7 +195,12 @@ def _compiled(function, single):
     def choose(x):
         return (lambda x: single(F(x))) if isinstance(x, types.Number) else None
 
-    overload(function, jit_options={"forceinline": True, "error_model": "numpy"})(choose)
+    def choose_limited(x, limit):
+        numbers = isinstance(x, types.Number) and isinstance(limit, types.Number)
+        return (lambda x, limit: single(F(x), F(limit))) if numbers else None
+
+    choice = choose_limited if single is clamp32 else choose
+    overload(function, jit_options={"forceinline": True, "error_model": "numpy"})(choice)
 
 
 # What a loss may call, and what is compiled in its place.
@@ -194,6 +211,8 @@ ELEMENTARY = {
     losses.softplus: softplus32,
     losses.positive_part: positive_part32,
     losses.label: label32,
+    losses.sign: sign32,
+    losses.clamp: clamp32,
 }
 
 for _function, _single in ELEMENTARY.items():

@@ -60,6 +60,7 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
             two_scales = twos + two_count * (stride + biases)
             one_sums, two_sums = one_scales + scaled * one_count, two_scales + scaled * two_count
             begin, end = offsets[i, met[i]], offsets[i, met[i] + 1]
+            due = begin  # the next rating whose value is computed
             shift = shift_for(end - begin)
             table = empty_table(shift)
             insert(table, shift, rows, cols, begin, end)
@@ -139,7 +140,8 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
                 store(A, a_at, a_next)
                 store(B, b_at, b_next)
                 store(B, k_at, c_next)
-                if every == 1 or (t - begin) % every == 0:
+                if every == 1 or t >= due:  # behind one that was passed over, the next
+                    due = t + every
                     worth = value(loss, ONE, z)
                     total += np.float64(get(weights, t)) * worth if weighted else worth
                     counted += 1

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from mfpar.kernels.elementary import shrunk
+from mfpar.kernels.elementary import fma, shrunk
 from mfpar.kernels.kind import COUNTED, DESCENT, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.objective import compiled_for, gradient, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
@@ -99,8 +99,10 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
             p_scales, q_scales = b_block + biases * p_counts[i], c_block + biases * q_counts[i]
             p_sums, q_sums = p_scales + scaled * p_counts[i], q_scales + scaled * q_counts[i]
             total = descent = 0.0
-            counted = 0
+            slope = ZERO
             begin, end = offsets[i, met[i]], offsets[i, met[i] + 1]
+            counted = 0 if checked or every > 1 else end - begin
+            due = begin  # the next rating whose value is computed
             if sampled:
                 shift = shift_for(end - begin)
                 table = empty_table(shift)
@@ -108,6 +110,8 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                 samples = stream(key, origin + i, met[i])
             for t in range(begin, end):
                 if (t - begin) % LINE == 0:
+                    descent += np.float64(slope)  # a line in single precision is exact enough, and costs less
+                    slope = ZERO
                     prefetch(rows, t + FAR, 1)
                     prefetch(cols, t + FAR, 1)
                     prefetch(values, t + FAR, 1)
@@ -150,10 +154,10 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         s_at, t_at = p_sums + row, q_sums + col
                         # Grouped for the shortest chain of operations from g on: popular columns wait for it.
                         p_norm, q_norm, steep = dot(p, p), dot(q, q), g * g
-                        p_square = max(p_reg * p_reg * p_norm + g * (TWO * p_reg * product) + steep * q_norm, ZERO)
-                        q_square = max(q_reg * q_reg * q_norm + g * (TWO * q_reg * product) + steep * p_norm, ZERO)
-                        p_sum = get(P, s_at) + knobs.share * p_square
-                        q_sum = get(Q, t_at) + knobs.share * q_square
+                        p_square = fma(steep, q_norm, fma(g, TWO * p_reg * product, p_reg * p_reg * p_norm))
+                        q_square = fma(steep, p_norm, fma(g, TWO * q_reg * product, q_reg * q_reg * q_norm))
+                        p_sum = fma(knobs.share, max(p_square, ZERO), get(P, s_at))
+                        q_sum = fma(knobs.share, max(q_square, ZERO), get(Q, t_at))
                         put(P, s_at, p_sum)
                         put(Q, t_at, q_sum)
                         p_rate, q_rate = knobs.p_rate / np.sqrt(p_sum), knobs.q_rate / np.sqrt(q_sum)
@@ -161,8 +165,8 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         if paced:
                             b_rate, c_rate = p_rate * b_pace, q_rate * c_pace
                     if biases:
-                        b -= b_rate * (g + b_reg * b)
-                        c -= c_rate * (g + c_reg * c)
+                        b = fma(-b_rate, fma(b_reg, b, g), b)
+                        c = fma(-c_rate, fma(c_reg, c, g), c)
                         if l1:
                             b, c = shrunk(b, b_rate * knobs.b_l1), shrunk(c, c_rate * knobs.c_l1)
                         put(P, b_at, b)
@@ -177,18 +181,21 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         p_next, q_next = not_below_zero(p_next), not_below_zero(q_next)
                     store(P, p_at, p_next)
                     store(Q, q_at, q_next)
-                    if every == 1 or (t - begin) % every == 0:
+                    if every == 1 or t == due:
                         worth = value(loss, r, z)
                         if weighted or sampled:
                             worth *= np.float64(w)
                         if dense:
                             worth -= 0.5 * np.float64(knobs.weight) * np.float64(knobs.target - z) ** 2
                         total += worth
-                        counted += n == 0
+                        if checked or every > 1:
+                            counted += n == 0
                     if biases:
-                        descent -= np.float64(g)
+                        slope -= g
+                if every > 1 and t == due:
+                    due += every
             sums[i, VALUE] += total
             sums[i, COUNTED] += counted
-            sums[i, DESCENT] += descent
+            sums[i, DESCENT] += descent + np.float64(slope)
 
     return update

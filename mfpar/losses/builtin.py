@@ -1,11 +1,8 @@
 """The losses that mfpar brings along."""
 
-import dataclasses
 from typing import Any
 
-import numpy as np
-
-from mfpar.losses.functions import exp, label, log, positive_part, sigmoid, softplus
+from mfpar.losses.functions import clamp, exp, label, log, positive_part, sigmoid, sign, softplus
 from mfpar.losses.loss import Loss, squared_value
 
 
@@ -14,21 +11,22 @@ def _absolute(r: float, z: float) -> float:
 
 
 def _sign(r: float, z: float) -> float:
-    return (z > r) - (z < r)
+    return sign(z - r)
 
 
-def huber(delta: float = 1.0) -> Loss:
+def huber_of(delta: float) -> Loss:
     """½e² for errors e = r − z up to `delta` (in ratings), beyond it delta·(|e| − ½delta) (Huber 1964)."""
-    limit = np.float32(delta)
 
-    def value(r: Any, z: Any) -> Any:
-        inside = min(abs(r - z), limit)
+    def value(r: float, z: float) -> float:
+        inside = clamp(abs(r - z), delta)
         return inside * (abs(r - z) - 0.5 * inside)
 
-    def gradient(r: Any, z: Any) -> Any:
-        return max(-limit, min(z - r, limit))
+    def gradient(r: float, z: float) -> float:
+        return clamp(z - r, delta)
 
-    return Loss(gradient, value, name="huber", reg=0.025, lift=0.0, degree=1)
+    return Loss(
+        gradient, value, name="huber", reg=0.025, lift=0.0, degree=1, metrics=("loss", "rmse", "mae")
+    )
 
 
 def _kullback_leibler(r: float, z: float) -> float:
@@ -54,7 +52,7 @@ def _slack(r: float, z: float) -> float:
 
 
 def _hinge_gradient(r: float, z: float) -> float:
-    return -label(r) * (_slack(r, z) > 0)
+    return -label(r) * sign(_slack(r, z))
 
 
 def _squared_hinge(r: float, z: float) -> float:
@@ -77,35 +75,32 @@ def _difference(r: float, z: float) -> float:
     return z - r
 
 
-_BINARY: dict[str, Any] = {"degree": 0, "ratings": "binary"}
+squared = Loss(_difference, squared_value, name="squared")
+absolute = Loss(_sign, _absolute, name="absolute", lift=0.0, degree=1, metrics=("mae", "rmse"))
+huber = huber_of(1.0)
+poisson = Loss(
+    lambda r, z: exp(z) - r, _kullback_leibler, "exp", "poisson", reg=0.05, lift=0.0, degree=0, start="log",
+    ratings="counts", metrics=("deviance", "rmse", "mae"), every=25,
+)  # fmt: skip
+logistic = Loss(
+    _log_loss_gradient, _log_loss, "sigmoid", "logistic", rates={"sgd": 0.05, "adagrad": 0.1}, reg=0.02, curvature=0.2,
+    degree=0, start="logit", ratings="binary", metrics=("log_loss", "accuracy"), every=25,
+)  # fmt: skip
+_MARGIN: dict[str, Any] = {
+    "lift": 0.0, "degree": 0, "start": "zero", "ratings": "binary", "metrics": ("loss", "accuracy"),
+}  # fmt: skip
+hinge = Loss(_hinge_gradient, _slack, name="hinge", reg=0.03, **_MARGIN)
+squared_hinge = Loss(_squared_hinge_gradient, _squared_hinge, name="squared-hinge", reg=0.04, **_MARGIN)
+bpr_row, bpr_col = _bpr("row"), _bpr("col")
+one_class = Loss(
+    _difference, squared_value, name="one-class", rates={"sgd": 0.05, "adagrad": 0.1}, reg=0.01, lift=0.0, degree=0,
+    start="zero", cells="one-class", metrics=("loss", "auc"),
+)  # fmt: skip
 
 BUILTIN = {
     loss.name: loss
     for loss in (
-        Loss(_difference, squared_value, name="squared"),
-        Loss(_sign, _absolute, name="absolute", lift=0.0, degree=1, metrics=("mae", "rmse")),
-        dataclasses.replace(huber(), metrics=("loss", "rmse", "mae")),
-        Loss(
-            lambda r, z: exp(z) - r, _kullback_leibler, "exp", "poisson", reg=0.05, lift=0.0, degree=0, start="log",
-            ratings="counts", metrics=("deviance", "rmse", "mae"), every=25,
-        ),
-        Loss(
-            _log_loss_gradient, _log_loss, "sigmoid", "logistic", {"sgd": 0.05, "adagrad": 0.1}, 0.02, start="logit",
-            metrics=("log_loss", "accuracy"), every=25, curvature=0.2, **_BINARY,
-        ),
-        Loss(
-            _hinge_gradient, _slack, name="hinge", reg=0.03, lift=0.0, start="zero",
-            metrics=("loss", "accuracy"), **_BINARY,
-        ),
-        Loss(
-            _squared_hinge_gradient, _squared_hinge, name="squared-hinge", reg=0.04, lift=0.0, start="zero",
-            metrics=("loss", "accuracy"), **_BINARY,
-        ),
-        _bpr("row"),
-        _bpr("col"),
-        Loss(
-            _difference, squared_value, name="one-class", rates={"sgd": 0.05, "adagrad": 0.1}, reg=0.01, lift=0.0,
-            degree=0, start="zero", cells="one-class", metrics=("loss", "auc"),
-        ),
+        *(squared, absolute, huber, poisson, logistic, hinge, squared_hinge),
+        *(bpr_row, bpr_col, one_class),
     )
-}  # fmt: skip
+}

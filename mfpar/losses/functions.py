@@ -35,6 +35,16 @@ def positive_part(x: float) -> float:
     return max(x, 0.0)
 
 
+def clamp(x: float, limit: float) -> float:
+    """x, cut to −limit … limit."""
+    return max(-limit, min(x, limit))
+
+
+def sign(x: float) -> float:
+    """1, 0 or −1, like x."""
+    return 1.0 * (x > 0) - 1.0 * (x < 0)
+
+
 def label(r: float) -> float:
     """1 for a rating above zero, −1 for any other."""
     return 1.0 if r > 0 else -1.0

@@ -14,7 +14,7 @@ Scalar = Callable[[Any, Any], Any]
 
 def squared_value(r: float, z: float) -> float:
     """½(r − z)²."""
-    return 0.5 * (z - r) ** 2
+    return 0.5 * (r - z) ** 2
 
 
 @dataclass(frozen=True, eq=False)
