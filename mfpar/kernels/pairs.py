@@ -1,9 +1,9 @@
 """One pass of stochastic gradient descent over pairs of cells: a rated one, and another one of its row (or column).
 
 The loss's r is 1, its z the difference of the two scores, z = (cⱼ − cₖ) + pᵢ·(qⱼ − qₖ), in which all that the cells
-have in common cancels; e = −∂value(1, z)/∂z::
+have in common cancels; g = ∂value(1, z)/∂z::
 
-    pᵢ ← pᵢ + η(e (qⱼ − qₖ) − λ pᵢ)       qⱼ ← qⱼ + η(e pᵢ − λ qⱼ)       qₖ ← qₖ − η(e pᵢ + λ qₖ)       with the old pᵢ
+    pᵢ ← pᵢ − η(g (qⱼ − qₖ) + λ pᵢ)       qⱼ ← qⱼ − η(g pᵢ + λ qⱼ)       qₖ ← qₖ + η(g pᵢ − λ qₖ)       with the old pᵢ
 
 (Rendle, Freudenthaler, Gantner, Schmidt-Thieme: BPR: Bayesian personalized ranking from implicit feedback, UAI 2009).
 Column k is drawn among the columns of the same column-block, so that a block touches nothing but its own rows and
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mfpar.kernels.elementary import shrunk
+from mfpar.kernels.elementary import fma, shrunk
 from mfpar.kernels.kind import COUNTED, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.objective import compiled_for, gradient, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
@@ -89,10 +89,10 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
                 if biases:
                     b_bias, c_bias = get(B, two_biases + two), get(B, two_biases + k)
                     z += b_bias - c_bias
-                e = -gradient(loss, ONE, z)
+                g = gradient(loss, ONE, z)
                 if weighted:
-                    e *= get(weights, t)
-                if checked and not abs(e) <= LARGEST:
+                    g *= get(weights, t)
+                if checked and not abs(g) <= LARGEST:
                     if sums[i, REFUSED] == 0:
                         sums[i, REFUSED + 1], sums[i, REFUSED + 2] = ONE, z
                     sums[i, REFUSED] += 1
@@ -106,13 +106,13 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
                     a_reg = one_reg
                 if adagrad:
                     a_norm, b_norm, c_norm, apart_norm = dot(a, a), dot(b, b), dot(c, c), dot(apart, apart)
-                    with_b, with_c, steep = dot(a, b), dot(a, c), e * e * a_norm
-                    a_square = a_reg * a_reg * a_norm - TWO * a_reg * e * product + e * e * apart_norm
-                    b_square = other_reg * other_reg * b_norm - TWO * other_reg * e * with_b + steep
-                    k_square = k_reg * k_reg * c_norm + TWO * k_reg * e * with_c + steep
-                    a_sum = get(A, one_sums + one) + knobs.share * max(a_square, ZERO)
-                    b_sum = get(B, two_sums + two) + knobs.share * max(b_square, ZERO)
-                    k_sum = get(B, two_sums + k) + knobs.share * max(k_square, ZERO)
+                    with_b, with_c, steep = dot(a, b), dot(a, c), g * g
+                    a_square = fma(steep, apart_norm, fma(g, TWO * a_reg * product, a_reg * a_reg * a_norm))
+                    b_square = fma(steep, a_norm, fma(g, TWO * other_reg * with_b, other_reg * other_reg * b_norm))
+                    k_square = fma(steep, a_norm, fma(-g, TWO * k_reg * with_c, k_reg * k_reg * c_norm))
+                    a_sum = fma(knobs.share, max(a_square, ZERO), get(A, one_sums + one))
+                    b_sum = fma(knobs.share, max(b_square, ZERO), get(B, two_sums + two))
+                    k_sum = fma(knobs.share, max(k_square, ZERO), get(B, two_sums + k))
                     put(A, one_sums + one, a_sum)
                     put(B, two_sums + two, b_sum)
                     put(B, two_sums + k, k_sum)
@@ -122,16 +122,16 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
                 else:
                     a_rate = one_rate
                 if biases:
-                    b_bias += other_bias_rate * (e - other_bias_reg * b_bias)
-                    c_bias -= k_bias_rate * (e + k_bias_reg * c_bias)
+                    b_bias = fma(-other_bias_rate, fma(other_bias_reg, b_bias, g), b_bias)
+                    c_bias = fma(-k_bias_rate, fma(k_bias_reg, c_bias, -g), c_bias)
                     if l1:
                         b_bias = shrunk(b_bias, other_bias_rate * bias_l1)
                         c_bias = shrunk(c_bias, k_bias_rate * bias_l1)
                     put(B, two_biases + two, b_bias)
                     put(B, two_biases + k, c_bias)
-                a_next = add_scaled(scale(a, ONE - a_rate * a_reg), apart, a_rate * e)
-                b_next = add_scaled(scale(b, ONE - other_rate * other_reg), a, other_rate * e)
-                c_next = add_scaled(scale(c, ONE - k_rate * k_reg), a, -k_rate * e)
+                a_next = add_scaled(scale(a, ONE - a_rate * a_reg), apart, -a_rate * g)
+                b_next = add_scaled(scale(b, ONE - other_rate * other_reg), a, -other_rate * g)
+                c_next = add_scaled(scale(c, ONE - k_rate * k_reg), a, k_rate * g)
                 if l1:
                     a_next, b_next = shrink(a_next, a_rate * one_l1), shrink(b_next, other_rate * two_l1)
                     c_next = shrink(c_next, k_rate * two_l1)
