@@ -17,6 +17,8 @@ from mfpar.errors import ConfigError
 SMALLEST_GRID = 16
 LARGEST_GRID = 1024
 BLOCK_SIDE = 8192  # rows or columns: with 32 factors such a row-block fits a 1 MB cache
+IMPLICIT_SIDE = 16  # rows and columns of a block from which cells without a rating are drawn
+IMPLICIT_GRID = 4  # that many blocks of them at least, for a few ranks to share
 BLOCK_RATINGS = 8192  # below this, a step is too short to hide what happens between steps
 
 
@@ -42,18 +44,24 @@ def owner(count: int, parts: int, index: int) -> int:
     return index // (small + 1) if index < boundary else larger + (index - boundary) // small
 
 
-def default_grid(rows: int, cols: int, ratings: int) -> int:
+def default_grid(rows: int, cols: int, ratings: int, implicit: bool = False) -> int:
     """A sound G: a power of two from 16 on, larger for large sides while blocks keep enough ratings.
 
-    Data with fewer than 16 rows or columns gets as many blocks as it has.
+    Data with fewer than 16 rows or columns gets as many blocks as it has. Blocks of implicit data keep enough rows and
+    columns to draw from: what is never in one block is never compared.
 
     >>> default_grid(943, 1682, 100_000), default_grid(480_189, 17_770, 100_000_000), default_grid(5, 9, 40)
     (16, 64, 5)
+    >>> default_grid(943, 1682, 100_000, implicit=True), default_grid(100, 90, 1000, implicit=True)
+    (16, 5)
     """
     grid = SMALLEST_GRID
     while grid < LARGEST_GRID and max(rows, cols) > grid * BLOCK_SIDE and ratings >= (2 * grid) ** 2 * BLOCK_RATINGS:
         grid *= 2
-    return min(grid, rows, cols)
+    side = min(rows, cols)
+    if implicit:
+        return max(1, min(IMPLICIT_GRID, side // 2), min(grid, side // IMPLICIT_SIDE))
+    return min(grid, side)
 
 
 def balanced_cuts(counts: np.ndarray, grid: int) -> np.ndarray:

@@ -101,7 +101,7 @@ class Course:
         """
         start = self._start_loss
         most = start + (EXPLODED - 1) * abs(start)
-        if epoch > 2:  # the first two may have begun with a step too far
+        if epoch > 2 and math.isfinite(start):  # the first two may have begun with a step too far
             most = min(most, least + max(LOST * (start - least), BEYOND * abs(start)))
         for attempt in range(REPAIRS + 1):
             done = self._training.run_epoch(epoch, self._knobs())

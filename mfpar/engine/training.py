@@ -92,6 +92,11 @@ class Training(Tables):
         waited, sent, trained = self.comm.seconds_waiting - waited, self.comm.bytes_sent - sent, time.perf_counter()
         ranks = self.comm.gather([_plain(sums), trained - started, waited, sent, self.finite])
         value, counted, descent, refused = _totals(ranks, (VALUE, COUNTED, DESCENT, REFUSED))
+        if not counted and not refused and all(rank[4] for rank in ranks):
+            raise ConfigError(
+                f"{self.objective.path}: no positive has a cell without a rating in its block to be set against; "
+                "convert with a smaller --grid, or choose another loss"
+            )
         curvature = self.objective.loss.curvature * self._weight
         self._offset = descent / curvature if self.objective.lifted else 0.0
         loss = mean(value, counted) - curvature / self.ratings * self._offset**2 / 2

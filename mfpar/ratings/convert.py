@@ -94,7 +94,7 @@ def convert(
         m, n = len(counts["user"]), len(counts["item"])
         if m == 0:
             raise RatingsError(f"no training ratings are left: all {ratings.count} are held out; hold out fewer")
-        size = default_grid(m, n, int(counts["user"].sum())) if grid is None else grid
+        size = default_grid(m, n, int(counts["user"].sum()), implicit) if grid is None else grid
         if size > min(m, n):
             raise ConfigError(f"grid={size} is too fine for {m} rows and {n} columns; take at most {min(m, n)}")
         cuts = Grid(*(balanced_cuts(counts[side], size) for side in ("user", "item")))
