@@ -26,8 +26,12 @@ REGS = (0.015, 0.02, 0.025, 0.03)
 def candidates(factors: int) -> dict[str, list[dict[str, Any]]]:
     """Settings to choose from, by what they are called."""
     libmf = {
-        "biases": False, "mean": False, "optimizer": "adagrad", "lr_rule": "constant",
-        "init": "positive", "init_scale": (3 * factors) ** -0.5,
+        "biases": False,
+        "mean": False,
+        "optimizer": "adagrad",
+        "lr_rule": "constant",
+        "init": "positive",
+        "init_scale": (3 * factors) ** -0.5,
     }
     return {
         "mfpar": [
@@ -70,7 +74,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="mfpar-bench-") as made:
         blocked = Path(made) / "ratings.h5"
         mfpar.convert(parts[0], blocked, test=parts[1])
-        rows = [
-            measure(name, tried, blocked, k) for k in parsed.factors for name, tried in candidates(k).items()
-        ]
+        rows = [measure(name, tried, blocked, k) for k in parsed.factors for name, tried in candidates(k).items()]
     report("labels", "logistic loss, MovieLens 1M, rating ≥ 4; settings chosen on validation, test part", rows)

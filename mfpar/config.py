@@ -144,14 +144,16 @@ class ModelConfig(_Checked):
         ("rating", "row"),
     )  # fmt: skip
     lift: float | None = _number(
-        None, "how far below the ratings biases start: in their standard deviations, or in scores (default: by loss)",
+        None,
+        "how far below the ratings biases start: in their standard deviations, or in scores (default: by loss)",
         optional=True,
     )
     clip: bool = _flag(False, "cut predictions to the range of the training ratings")
     init: str = _choice("uniform", "starting factors: uniform or normal around zero, or positive (uniform)", INITS)
     init_scale: float = _number(0.01, "root mean square of the starting factors")
     negatives: str = _choice(
-        "sampled", "one-class: cells without a rating that count: sampled (one for each rating) or all",
+        "sampled",
+        "one-class: cells without a rating that count: sampled (one for each rating) or all",
         ("sampled", "all"),
     )
     negative_weight: float | None = _number(

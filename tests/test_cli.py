@@ -228,7 +228,7 @@ def test_exit_codes(folder, capsys, monkeypatch):
         ("evaluate", "missing.h5"): "mfpar: error: missing.h5: no such file",
         ("info", "ratings.csv"): "mfpar: error: ratings.csv: is not an HDF5 file; ",
         ("evaluate", "ratings.h5"): "mfpar: error: ratings.h5: is a file of kind 'mfpar blocked ratings', not a model ",
-            ("train", "model.h5", "-o", "new.h5"): "mfpar: error: model.h5: is a file of kind 'mfpar model', not a ",
+        ("train", "model.h5", "-o", "new.h5"): "mfpar: error: model.h5: is a file of kind 'mfpar model', not a ",
         ("train", "ratings.h5", "-o", "no/new.h5"): "mfpar: error: no/new.h5: the folder ",
         ("export", "model.h5", "-o", "no/new.npz"): "mfpar: error: no/new.npz: the folder ",
     }

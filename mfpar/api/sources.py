@@ -53,9 +53,7 @@ def place_of(output: str | Path | None, comm: Communicator, cleaning: contextlib
     return folder / "model.h5", folder if comm.rank == 0 else None
 
 
-def blocked(
-    ratings: Any, comm: Communicator, target: Path, cleaning: contextlib.ExitStack, **options: Any
-) -> Path:
+def blocked(ratings: Any, comm: Communicator, target: Path, cleaning: contextlib.ExitStack, **options: Any) -> Path:
     """The path of a blocked file: that given, or a temporary one made beside `target` by the first rank. Collective."""
     if isinstance(ratings, str | Path) and Path(ratings).is_file() and h5py.is_hdf5(ratings):
         return Path(ratings)

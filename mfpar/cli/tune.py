@@ -24,7 +24,10 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser = verbs.add_parser("tune", help="choose settings by what they do for ratings held out", description=_TEXT)
     parser.add_argument("file", metavar="FILE.h5", help="made by mfpar convert")
     parser.add_argument(
-        "-o", "--output", default="best.toml", metavar="BEST.toml",
+        "-o",
+        "--output",
+        default="best.toml",
+        metavar="BEST.toml",
         help="the settings to write, for mfpar train --config (default: best.toml)",
     )
     held = parser.add_mutually_exclusive_group()

@@ -43,9 +43,7 @@ class Averages:
     excess: float  # half of what the first bracket exceeds the ratings' mean by
 
     @classmethod
-    def of(
-        cls, sums: dict[str, list[list[float]]], ratings: int, level: float, fixed: bool = False
-    ) -> "Averages":
+    def of(cls, sums: dict[str, list[list[float]]], ratings: int, level: float, fixed: bool = False) -> "Averages":
         """From the blocks' weighted sums of both sides.
 
         Parameters

@@ -44,9 +44,7 @@ class Course:
         {"message"} when there is something to know
     """
 
-    def __init__(
-        self, training: Training, beside: Path, on_epoch: Callable[[EpochReport], None], notify: Notify
-    ):
+    def __init__(self, training: Training, beside: Path, on_epoch: Callable[[EpochReport], None], notify: Notify):
         self._training, self._train = training, training.train
         self._on_epoch, self._notify, self._beside = on_epoch, notify, beside
         self._start_loss = _or_infinite(self._first_loss())

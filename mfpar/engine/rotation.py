@@ -58,9 +58,7 @@ class Rotation:
         Whoever writes all of them on all ranks, as they lay in another order, sets `order` to it.
         """
         order = self.order if order is None else order
-        return [
-            self._block(slot, int(order[place])) for place, slot in enumerate(self._slot_of, self._first)
-        ]
+        return [self._block(slot, int(order[place])) for place, slot in enumerate(self._slot_of, self._first)]
 
     def starts(self) -> np.ndarray:
         """int64[places]: where in `slots.buffer` the column-block of each place begins."""

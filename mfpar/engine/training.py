@@ -58,6 +58,8 @@ class Training(Tables):
         strip = self._parts["train"]
         self.ratings = sum(comm.gather(len(strip.values)))
         self._weight = self.ratings if strip.weights is None else math.fsum(self._weights(strip))  # of all of them
+        if not self._weight:
+            raise ConfigError(f"{file.path}: all training ratings have the weight 0, so there is nothing to learn")
 
     def _weights(self, strip: Strip) -> list[float]:
         """The sum of weights of each row-block of all ranks. Collective."""
@@ -159,6 +161,7 @@ class Training(Tables):
             return self._steps.contrast, arrays_of(self._parts["train"]), rest
         low, high = (header.minimum, header.maximum) if model.clip else (-math.inf, math.inf)
         return self._steps.score, (), (base, np.float32(low), np.float32(high), scores)
+
 
 def _plain(sums: np.ndarray) -> list[list[float]]:
     return [[float(part) for part in row] for row in sums]

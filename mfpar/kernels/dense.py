@@ -116,6 +116,7 @@ def descend(
             put(X, x_biases + i, x[factors])
     return 0.5 * np.float64(weight) * total
 
+
 @functools.cache
 def dense_kernel(kind: Kind) -> Callable[..., Any]:
     """Compile `step` for a kind whose cells are "all"; it takes what `update_kernel`'s does, and looks at no rating."""

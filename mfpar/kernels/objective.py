@@ -78,9 +78,7 @@ _by_literal(value, "value", np.float64)
 _by_literal(link, "link", np.float32)
 
 
-def compiled_for(
-    key: str, specialisation: str, signature: Any
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiled_for(key: str, specialisation: str, signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`compiled` for a kernel that inlines the loss of this key; an error of Numba's that is the loss's is told as one.
 
     Raises

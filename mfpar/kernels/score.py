@@ -36,9 +36,7 @@ def score_kernel(kind: Kind) -> Callable[..., Any]:
     @compiled_for(
         loss,
         f"k{kind.factors}_{'biases' if biases else 'plain'}_{kind.dtypes}",
-        types.void(
-            *BLOCKS_TYPES, *strip_types(kind), *FACTORS_TYPES, *(types.float32,) * 3, types.float64[:, ::1]
-        ),
+        types.void(*BLOCKS_TYPES, *strip_types(kind), *FACTORS_TYPES, *(types.float32,) * 3, types.float64[:, ::1]),
     )
     def score(
         first, last, met, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_starts, q_counts,

@@ -24,9 +24,7 @@ def huber_of(delta: float) -> Loss:
     def gradient(r: float, z: float) -> float:
         return clamp(z - r, delta)
 
-    return Loss(
-        gradient, value, name="huber", reg=0.025, lift=0.0, degree=1, metrics=("loss", "rmse", "mae")
-    )
+    return Loss(gradient, value, name="huber", reg=0.025, lift=0.0, degree=1, metrics=("loss", "rmse", "mae"))
 
 
 def _kullback_leibler(r: float, z: float) -> float:

@@ -31,9 +31,7 @@ def find(spec: "str | Loss") -> Loss:
         return BUILTIN[spec]
     module_name, colon, name = spec.partition(":")
     if not (colon and module_name and name):
-        raise ConfigError(
-            f"loss={spec!r}: expected one of {', '.join(BUILTIN)}, or MODULE:NAME of a loss of your own"
-        )
+        raise ConfigError(f"loss={spec!r}: expected one of {', '.join(BUILTIN)}, or MODULE:NAME of a loss of your own")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
