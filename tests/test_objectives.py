@@ -44,12 +44,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "l1-per-row": {**APART, **L1, "reg_per": "row"},
     "everything": {**APART, **L1, "weighted": True, "nonnegative": True, "reg_per": "row"},
 }
-# With one loss of each family all options, one by one; with every loss the first and all together.
-ALL_OPTIONS = {"squared"}
+PARTS = ("biases", "weights", "non-negative")
+# With every loss the parts of the table and all options together; with one loss those too that are left.
 TABLE = [
     (objective, optimizer, options)
     for objective, optimizer, options in itertools.product(OBJECTIVES, ("sgd", "adagrad"), OPTIONS)
-    if objective in ALL_OPTIONS or options in ("biases", "everything")
+    if objective == "squared" or options in (*PARTS, "everything")
 ]
 the_table = pytest.mark.parametrize(("objective", "optimizer", "options"), TABLE, ids=["-".join(row) for row in TABLE])
 
@@ -71,10 +71,11 @@ def blocked(
     return Planted(path, cuts, header, *ids, train, test, 0.0, weights)
 
 
-def latent(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Biases and two factors, of unit variance altogether."""
-    P, Q = (rng.normal(0, 0.7, (n, 2)) for n in shape)
-    return rng.normal(0, 0.5, shape[0])[:, None] + rng.normal(0, 0.5, shape[1]) + P @ Q.T
+def latent(rng: np.random.Generator, shape: tuple[int, int], positive: bool = False) -> np.ndarray:
+    """Biases and two factors, of unit variance altogether; with factors at or above zero only, if so wanted."""
+    P, Q = (rng.uniform(0, 1.5, (n, 2)) if positive else rng.normal(0, 0.7, (n, 2)) for n in shape)
+    product = P @ Q.T
+    return rng.normal(0, 0.5, shape[0])[:, None] + rng.normal(0, 0.5, shape[1]) + product - product.mean() * positive
 
 
 def draw_ratings(rng: np.random.Generator, scores: np.ndarray, kind: str, noise: float) -> np.ndarray:
@@ -261,10 +262,10 @@ def test_ranks_and_threads_change_no_bit(small, objective, optimizer, options):
 # What is learnt.
 
 
-def learn(folder: Path, kind: str, shape: tuple[int, int], count: int, noise: float = 0.3, share: float = 0.1):
+def learn(folder: Path, kind: str, shape: tuple[int, int], count: int, noise: float = 0.3, part: str = ""):
     """A planted problem: its file, the scores behind it, and which cells have a rating."""
     rng = np.random.default_rng(7)
-    scores = latent(rng, shape) * (2 if kind == "implicit" else 1)
+    scores = latent(rng, shape, part == "non-negative") * (2 if kind == "implicit" else 1)
     if kind == "implicit":
         cells = np.flatnonzero(rng.random(shape[0] * shape[1]) < 1 / (1 + np.exp(3.5 - 1.5 * scores.ravel())))
         cells = rng.permutation(cells)
@@ -272,11 +273,12 @@ def learn(folder: Path, kind: str, shape: tuple[int, int], count: int, noise: fl
         cells = rng.permutation(shape[0] * shape[1])[:count]
     i, j = np.divmod(cells, shape[1])
     ratings = Ratings(i, j, draw_ratings(rng, scores[i, j], kind, noise).astype(np.float32))
-    held = int(share * len(cells))
+    held = len(cells) // 10
     known = np.isin(i, i[held:]) & np.isin(j, j[held:])
     known[held:] = True
     ratings, held = ratings[known], int(known[:held].sum())
-    planted = blocked(folder / f"{kind}.h5", shape, 4, ratings[held:], ratings[:held])
+    weights = rng.uniform(0.5, 1.5, len(ratings.values) - held).astype(np.float32) if part == "weights" else None
+    planted = blocked(folder / f"{kind}-{part}.h5", shape, 4, ratings[held:], ratings[:held], weights)
     rated = np.zeros(shape, bool)
     rated[i, j] = True
     return planted, scores, rated
@@ -287,10 +289,10 @@ def problems(tmp_path_factory):
     """A function to planted problems by kind of ratings."""
     folder, made = tmp_path_factory.mktemp("problems"), {}
 
-    def make(kind):
-        if kind not in made:
-            made[kind] = learn(folder, kind, (300, 200), 15_000)
-        return made[kind]
+    def make(kind, part):
+        if (kind, part) not in made:
+            made[kind, part] = learn(folder, kind, (300, 200), 15_000, part=part)
+        return made[kind, part]
 
     return make
 
@@ -310,19 +312,21 @@ def auc(scores: np.ndarray, planted: Planted, rated: np.ndarray, by: str) -> flo
     return float(np.mean(right))
 
 
-LEARNT = list(itertools.product(OBJECTIVES, ("sgd", "adagrad")))
+LEARNT = list(itertools.product(OBJECTIVES, ("sgd", "adagrad"), PARTS))
 
 
-@pytest.mark.parametrize(("objective", "optimizer"), LEARNT, ids=["-".join(row) for row in LEARNT])
-def test_learns_what_was_planted(problems, objective, optimizer):
+@pytest.mark.parametrize(("objective", "optimizer", "part"), LEARNT, ids=["-".join(row) for row in LEARNT])
+def test_learns_what_was_planted(problems, objective, optimizer, part):
     given = {"epochs": 60, "reg": 0.02, "lr_decay": 0.98}
+    if part == "non-negative":  # factors that are cut off at zero find their place more slowly
+        given |= {"nonnegative": True, "epochs": 200, "lr_decay": 0.99, "lift": 0.0}
     if objective == "poisson" and optimizer == "sgd":  # whose steps grow with the rates
         given |= {"epochs": 200, "lr": 0.005, "lr_decay": 0.995}
     if objective.startswith("one-class"):
         given |= {"negative_target": 0.0, "negative_weight": 1.0 if objective.endswith("sampled") else 0.1}
     model, loss, train = settings(objective, optimizer, **given)
     train = train.having(lr_row_bias=train.lr, lr_col_bias=train.lr)  # nothing new, but the kernels of the table
-    planted, truth, rated = problems(kind_of(model.loss))
+    planted, truth, rated = problems(kind_of(model.loss), part)
     done = run(planted, model, loss, train)
     scores, test = scores_of(done), planted.test
     found, true, r = scores[test.rows, test.cols], truth[test.rows, test.cols], test.values.astype(float)
@@ -333,7 +337,7 @@ def test_learns_what_was_planted(problems, objective, optimizer):
         assert done.reports[-1].test["rmse"] == pytest.approx(error, rel=1e-5)
     elif loss.ratings == "binary":
         right = [np.mean((z > 0) == (r > 0)) for z in (true, found)]
-        assert right[1] > right[0] - 0.05 > 0.85
+        assert right[1] > right[0] - 0.07 > 0.8
         assert done.reports[-1].test["accuracy"] == pytest.approx(right[1])
     elif loss.ratings == "counts":
         deviance = [np.mean([2 * loss.value(x, z) for x, z in zip(r, s, strict=True)]) for s in (true, found)]
