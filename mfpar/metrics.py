@@ -26,11 +26,6 @@ def rmse(sum_of_squares: float, count: float) -> float:
     return math.sqrt(sum_of_squares / count) if count else math.nan
 
 
-def mae(sum_of_absolutes: float, count: float) -> float:
-    """Mean absolute error; not a number where there is nothing to measure."""
-    return sum_of_absolutes / count if count else math.nan
-
-
 def mean(total: float, count: float) -> float:
     """A mean; not a number where there is nothing to measure."""
     return total / count if count else math.nan
