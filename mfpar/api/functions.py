@@ -99,7 +99,7 @@ def factorize(
             train_file(source, target, model, train, team, listen, log=log, force=force)
         else:
             train_on_ranks(source, target, model, train, ranks, listen, log=log, force=force)
-        opened = open_model(target, model.loss if isinstance(model.loss, Loss) else find(model.loss))
+        opened = open_model(target, find(model.loss))
         team.gather(None)  # all have it open: on one file system its folder may go once nobody holds the model
         if folder:
             cleaning.pop_all()

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,15 +46,19 @@ class Steps:
 
     def _compile(self) -> None:
         kind = self._kind
-        self.update = [(pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind)]
+        self.update = [_over_ratings(kind)]
         self.update += [dense_kernel(kind)] if kind.cells == "all" else []
         self.score = score_kernel(kind)
         self.contrast = contrast_kernel(kind) if kind.cells != "rated" else None
 
     def checked(self) -> list[Callable[..., Any]]:
         """The updating kernels in a form that refuses steps which are not finite; compiled now. Local."""
-        kind = Kind(**{**vars(self._kind), "checked": True})
-        return [(pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind), *self.update[1:]]
+        return [_over_ratings(replace(self._kind, checked=True)), *self.update[1:]]
+
+
+def _over_ratings(kind: Kind) -> Callable[..., Any]:
+    """The updating kernel that goes through the ratings of a block."""
+    return (pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind)
 
 
 def kind_of(objective: Objective, layout: Layout, train: TrainConfig, strip: Strip) -> Kind:
