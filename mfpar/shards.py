@@ -11,9 +11,9 @@ import numpy as np
 
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.hashing import GOLDEN, hashed, mixed
+from mfpar.parallel.memory import ALIGNMENT, aligned
 
 LANES = 8  # a row of factors is padded with zeros to a multiple of this (see mfpar.kernels.vector)
-ALIGNMENT = 64  # bytes; of each block
 SIDES = {"rows": 0, "cols": 1}
 CHUNK = 1 << 16  # starting values drawn at a time
 
@@ -109,6 +109,11 @@ def start_block(
 class Slots:
     """Room for blocks in one aligned buffer.
 
+    Parameters
+    ----------
+    lengths : floats of each slot, multiples of a cache line
+    memory : uint8[Slots.nbytes(lengths)], aligned and full of zeros; None: memory of this process
+
     Attributes
     ----------
     buffer : float32[:]
@@ -116,13 +121,16 @@ class Slots:
         Where each slot begins.
     """
 
-    def __init__(self, lengths: list[int]):
-        spare = ALIGNMENT // 4
-        raw = np.zeros(sum(lengths) + spare, np.float32)
-        skip = (-raw.ctypes.data % ALIGNMENT) // 4
-        self.buffer = raw[skip : skip + sum(lengths)]
+    def __init__(self, lengths: list[int], memory: np.ndarray | None = None):
+        memory = aligned(self.nbytes(lengths)) if memory is None else memory
+        self.buffer = memory.view(np.float32)
         self.starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[:-1]
         self._lengths = lengths
+
+    @staticmethod
+    def nbytes(lengths: list[int]) -> int:
+        """Bytes that such slots take."""
+        return 4 * sum(lengths)
 
     def __getitem__(self, slot: int) -> np.ndarray:
         """View of a slot."""

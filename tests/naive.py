@@ -1,12 +1,13 @@
 """Slow twins of the kernels: first what they compute, in plain Python and float64; then how, rounding by rounding."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mfpar.kernels import Knobs
+from mfpar.kernels import DONE, SLOT, Knobs, Turns, announce_all
 from mfpar.losses import Loss
 
 
@@ -47,6 +48,19 @@ Rating = tuple[int, int, float, float]  # row, column, value, weight
 
 WORD = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
+
+
+def take_turns(turns: Turns) -> Iterator[tuple[int, int, int]]:
+    """Row-block, column-block and where that begins, of each visit of a worker when its turn has come."""
+    for step in range(turns.steps):
+        for i in range(turns.first, turns.last):
+            j = int(turns.order[(turns.origin + i + step) % len(turns.order)])
+            while turns.board[j, DONE] != turns.turn + step:
+                if turns.board[-1, DONE]:
+                    return
+                time.sleep(1e-5)
+            yield i, j, int(turns.starts[turns.board[j, SLOT]])
+            announce_all(turns.board, np.array([j]), turns.turn + step + 1)
 
 
 def mixed(word: int) -> int:

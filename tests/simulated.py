@@ -14,26 +14,34 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
 from mfpar.errors import MfparError, RankError
 from mfpar.parallel.comm import Message
+from mfpar.parallel.memory import aligned
 
 Result = TypeVar("Result")
 
 PATIENCE = 60.0  # seconds until a wait is taken for a deadlock
 
 
-def run(size: int, body: Callable[["Simulated"], Result], seed: int = 0) -> list[Result]:
-    """Run `body(comm)` on every rank, within its guard, and return the results; raises what the first rank raised."""
-    outcomes = run_all(size, body, seed)
+def run(size: int, body: Callable[["Simulated"], Result], seed: int = 0, team: int = 1) -> list[Result]:
+    """Run `body(comm)` on every rank, within its guard, and return the results; raises what the first rank raised.
+
+    Each `team` ranks that follow one on the other share memory.
+    """
+    outcomes = run_all(size, body, seed, team)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
     return outcomes  # type: ignore[return-value]
 
 
-def run_all(size: int, body: Callable[["Simulated"], Result], seed: int = 0) -> list[Result | BaseException]:
+def run_all(
+    size: int, body: Callable[["Simulated"], Result], seed: int = 0, team: int = 1
+) -> list[Result | BaseException]:
     """As `run`, but returns every rank's result or error."""
-    hub = Hub(size, seed)
+    hub = Hub(size, seed, team)
     outcomes: list[Any] = [None] * size
 
     def target(rank: int) -> None:
@@ -55,8 +63,9 @@ def run_all(size: int, body: Callable[["Simulated"], Result], seed: int = 0) -> 
 class Hub:
     """Where ranks meet."""
 
-    def __init__(self, size: int, seed: int, whole: "Hub | None" = None):
-        self.size = size
+    def __init__(self, size: int, seed: int, team: int, whole: "Hub | None" = None):
+        self.size, self.team = size, team
+        self.shared: dict[tuple[int, int], np.ndarray] = {}  # by the number of the call, and of the team's first rank
         self.lock = threading.RLock()
         self.random = random.Random(seed)
         self.failures: list[BaseException] = whole.failures if whole else []  # a group's are those of all ranks
@@ -71,7 +80,7 @@ class Hub:
 
     def group(self, split: int, group: int, size: int) -> "Hub":
         with self.lock:
-            return self.groups.setdefault((split, group), Hub(size, group, self))
+            return self.groups.setdefault((split, group), Hub(size, group, self.team, self))
 
     def post(self, kind: str, sender: int, receiver: int, message: Message, flight: "Flight") -> None:
         with self.lock:
@@ -113,8 +122,9 @@ class Simulated:
 
     def __init__(self, hub: Hub, rank: int):
         self.hub, self.rank, self.size = hub, rank, hub.size
-        self.seconds_waiting, self.bytes_sent = 0.0, 0
-        self._gathers, self._splits = 0, 0
+        self.bytes_sent = 0
+        self.leaders = [other // hub.team * hub.team for other in range(hub.size)]
+        self._gathers, self._splits, self._shares = 0, 0, 0
 
     def start(self, sends: list[Message], receives: list[Message]) -> Flight:
         flight = Flight(self, len(sends) + len(receives))
@@ -128,15 +138,19 @@ class Simulated:
             self.hub.post("send", self.rank, message.peer, message, flight)
         return flight
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
+    def wait_until(self, condition: Callable[[], bool], event: threading.Event | None = None) -> None:
         started = time.perf_counter()
         while not condition():
             if self.hub.failure:
                 raise self.hub.failure
             if time.perf_counter() - started > PATIENCE:
                 raise TimeoutError(f"rank {self.rank} waits forever")
-            time.sleep(1e-5)
-        self.seconds_waiting += time.perf_counter() - started
+            (event.wait if event else time.sleep)(1e-5)
+
+    def share(self, size: int) -> np.ndarray:
+        self._shares += 1
+        with self.hub.lock:
+            return self.hub.shared.setdefault((self._shares, self.leaders[self.rank]), aligned(size))
 
     def gather(self, value: Any) -> list[Any]:
         mine = self.hub.gathered[self._gathers]

@@ -1,15 +1,21 @@
 """Law 1, the blocks themselves: the ring of ranks brings each column-block to every row-block and home again."""
 
 import threading
+import time
 
+import naive
 import numpy as np
 import pytest
 import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mfpar.engine.crew import Crew
 from mfpar.engine.rotation import Rotation
+from mfpar.errors import StorageError
 from mfpar.grid import Grid, balanced_cuts, span
+from mfpar.kernels import BEGAN, CAME, ENDED, WAITED, WORKED, Kind, register, score_kernel
+from mfpar.losses import BUILTIN
 from mfpar.parallel.comm import Message, Serial
 from mfpar.schedule import ring
 from mfpar.shards import Layout
@@ -38,7 +44,7 @@ class Log:
             self.of_col[j].append(i)
 
 
-def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str]) -> int:
+def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str], threads: int = 1) -> int:
     """Go through epochs (numbers), ways "home", and ways "back" to where a copy was kept ("keep") or to the start.
 
     Every block holds its name and the number of its meetings so far.
@@ -52,19 +58,17 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str]) -> int:
         assert block.shape == (lengths[j],)
         block[:] = name(j, 0)
 
-    rotation = Rotation(grid, LAYOUT, comm, fill)
+    rotation = Rotation(grid, LAYOUT, comm, fill, Crew(threads))
     meetings_so_far = 0
     kept: list[tuple[np.ndarray, list[np.ndarray]]] = []  # the order of some moment, and copies of what lay there
 
-    def visit(a, b, met, starts, counts):
-        for place in range(a, b):
-            i, j = first + place, int(met[place])
-            assert counts[place] == grid.col_sizes[j] + 1
-            block = rotation.slots.buffer[starts[place] :][: lengths[j]]
+    def visit(turns):
+        for place, j, start in naive.take_turns(turns):
+            block = rotation.slots.buffer[start:][: lengths[j]]
             visits = len(log.of_col[j])  # nobody else can add to it now
             assert (block == name(j, visits)).all(), f"{block} is not block {j} after {visits} meetings"
             block[:] = name(j, visits + 1)
-            log.note(i, j)
+            log.note(first + place, j)
 
     for stage in plan:
         if stage == "home":
@@ -80,9 +84,9 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str]) -> int:
             comm.gather(None)  # nobody rotates, or reads the log, while it is cut
             if stage == "back":
                 order, copies = kept[-1]
-                for block, copy in zip(rotation.held(order), copies, strict=True):
+                rotation.relabel(order)
+                for block, copy in zip(rotation.held(), copies, strict=True):
                     block[:] = copy
-                rotation.order = order
                 meetings_so_far = int(copies[0][0] % 1000)
             else:
                 rotation.restart()
@@ -92,8 +96,14 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str]) -> int:
                 del log.of_row[index][meetings_so_far:], log.of_col[index][meetings_so_far:]
             comm.gather(None)
         else:
-            rotation.epoch(ring(grid.size, seed, stage), visit)
+            before = comm.bytes_sent
+            visits = rotation.run(ring(grid.size, seed, stage), visit)
+            comm.gather(None)
             meetings_so_far += grid.size
+            assert visits.clocks.shape == (last - first, 2)
+            assert (comm.bytes_sent > before) <= (len(set(comm.leaders)) > 1)
+            for j, block in zip(rotation.order[first:last], rotation.held(), strict=True):
+                assert (block == name(int(j), meetings_so_far)).all()
     assert len(rotation.slots.buffer) == len(rotation.slots.starts) * max(lengths)
     return len(rotation.slots.starts)
 
@@ -103,11 +113,11 @@ def name(j: int, meetings: int) -> np.float32:
     return np.float32(1000 * (j + 1) + meetings)
 
 
-def check(size: int, ranks: int, seed: int, plan: list[int | str]) -> None:
-    """Rotate on several ranks, and compare with one."""
+def check(size: int, ranks: int, seed: int, plan: list[int | str], team: int = 1, threads: int = 1) -> None:
+    """Rotate on several ranks, each `team` of which share memory, and compare with one."""
     grid = ragged(size)
     log, alone = Log(size), Log(size)
-    room = simulated.run(ranks, lambda comm: rotate(comm, grid, log, seed, plan), seed)
+    room = simulated.run(ranks, lambda comm: rotate(comm, grid, log, seed, plan, threads), seed, team)
     assert rotate(Serial(), grid, alone, seed, plan) == size
     epochs = [stage for stage in plan if isinstance(stage, int)]
     for index in range(size):
@@ -117,8 +127,9 @@ def check(size: int, ranks: int, seed: int, plan: list[int | str]) -> None:
     # The order of each row-block and of each column-block decides every bit.
     assert (log.of_row, log.of_col) == (alone.of_row, alone.of_col)
     for rank, slots in enumerate(room):
-        first, last = span(size, ranks, rank)
-        assert slots <= last - first + 2 * (ranks > 1)
+        team_of = [other for other in range(ranks) if other // team == rank // team]
+        held = span(size, ranks, team_of[-1])[1] - span(size, ranks, team_of[0])[0]
+        assert slots == held + 2 * (len(team_of) < ranks)
 
 
 @settings(max_examples=40, deadline=None)
@@ -127,21 +138,86 @@ def test_each_column_block_meets_every_row_block_and_comes_home(data):
     size = data.draw(st.integers(1, 13), "G")
     ranks = data.draw(st.integers(1, size), "ranks")
     plan = data.draw(st.lists(st.sampled_from([1, 2, 3, "home"]), min_size=1, max_size=5), "plan")
-    check(size, ranks, data.draw(st.integers(0, 2**31), "seed"), [*plan, "home", "home"])
+    team, threads = data.draw(st.integers(1, ranks), "team"), data.draw(st.integers(1, 3), "threads")
+    check(size, ranks, data.draw(st.integers(0, 2**31), "seed"), [*plan, "home", "home"], team, threads)
 
 
+@pytest.mark.parametrize("team", [1, 2, 16])
 @pytest.mark.parametrize(
     ("size", "ranks"), [(1, 1), (2, 2), (3, 2), (5, 5), (16, 3), (16, 16), (7, 6)], ids=lambda value: str(value)
 )
-def test_special_shapes(size, ranks):
-    check(size, ranks, 5, [1, 2, 3, "home", 4, 5, "home"])
-    check(size, ranks, 6, [1, "keep", 2, "back", 3, "home", "keep", 4, "home", "back", 5, "restart", 6, "home"])
+def test_special_shapes(size, ranks, team):
+    check(size, ranks, 5, [1, 2, 3, "home", 4, 5, "home"], team)
+    plan = [1, "keep", 2, "back", 3, "home", "keep", 4, "home", "back", 5, "restart", 6, "home"]
+    check(size, ranks, 6, plan, team, threads=2)
 
 
-def test_a_rank_holds_a_share_of_the_blocks_and_room_for_two():
+def test_a_team_holds_a_share_of_the_blocks_and_room_for_two():
     grid = Grid(*[balanced_cuts(np.ones(96, np.int64), 32)] * 2)
-    room = simulated.run(4, lambda comm: len(Rotation(grid, LAYOUT, comm, lambda block, j: None).slots.starts))
-    assert room == [10] * 4
+
+    def room(comm):
+        return len(Rotation(grid, LAYOUT, comm, lambda block, j: None, Crew(1)).slots.starts)
+
+    assert [simulated.run(4, room, team=team) for team in (1, 2, 3, 4)] == [
+        [10] * 4,
+        [18] * 4,
+        [26] * 3 + [10],
+        [32] * 4,
+    ]
+
+
+def test_counts_on_the_board_begin_anew_before_they_run_over(monkeypatch):
+    monkeypatch.setattr("mfpar.engine.rotation.LAST_TURN", 40)
+    check(6, 3, 1, [1, 2, 3, 4, 5, 6, 7, "home", 8, 9], team=2, threads=2)
+
+
+@pytest.mark.parametrize("team", [1, 2, 4])
+def test_an_error_in_one_thread_ends_the_pass_on_all_ranks(team):
+    grid = ragged(8)
+
+    def fail(comm):
+        def visit(turns):
+            for place, j, _ in naive.take_turns(turns):
+                if (comm.rank, place, j) == (2, 1, 5):
+                    raise StorageError("no more")
+
+        rotation = Rotation(grid, LAYOUT, comm, lambda block, j: None, Crew(2))
+        rotation.run(ring(8, 0, 1), visit)
+
+    outcomes = simulated.run_all(4, fail, team=team)
+    assert [str(outcome) for outcome in outcomes] == ["no more"] * 4
+
+
+def test_compiled_workers_take_turns_as_their_twin_does():
+    """Visits of real threads, compiled on one half of the row-blocks and in Python on the other, and their marks."""
+    grid, log = ragged(6), Log(6)
+    kind = Kind(8, LAYOUT.factors, register(BUILTIN["squared"]), True, True, "uint16", "uint16", paced=True)
+    kernel, empty = score_kernel(kind), np.empty(0, np.float32)
+    strip = np.zeros((6, 7), np.int64), *np.empty((2, 0), np.uint16), empty, empty
+    rotation = Rotation(grid, LAYOUT, Serial(), lambda block, j: None, Crew(2), marking=True)
+    p_side = np.zeros(6 * 100, np.float32), np.arange(6) * 100, np.full(6, 2)
+    limits = np.float32(0), np.float32(0), np.float32(1)
+
+    def visit(turns):
+        if turns.first == 0:
+            kernel(turns, *strip, *p_side, rotation.slots.buffer, grid.col_sizes + 1, *limits, np.zeros((6, 4)))
+        else:
+            for place, j, _ in naive.take_turns(turns):
+                log.note(place, j)
+
+    before = time.monotonic_ns()
+    visits = rotation.run(ring(6, 3, 1), visit)
+    after = time.monotonic_ns()
+    assert [len(met) for met in log.of_row] == [0, 0, 0, 6, 6, 6]
+    came, began, ended = (visits.marks[:3, :, part] for part in (CAME, BEGAN, ENDED))
+    assert visits.marks.shape == (6, 6, 3)
+    assert before < came.min()
+    assert ended.max() < after
+    assert (came <= began).all()
+    assert (began <= ended).all()
+    assert (ended[:, :-1] <= came[:, 1:]).all()
+    np.testing.assert_array_equal(visits.clocks[:3, WAITED], (began - came).sum(axis=1))
+    np.testing.assert_array_equal(visits.clocks[:3, WORKED], (ended - began).sum(axis=1))
 
 
 def test_the_simulation_tells_a_block_that_is_used_too_late():

@@ -180,9 +180,8 @@ class Course:
         self._positions.update(dict.fromkeys(roles, self._training.position))
 
     def _go_back(self, role: str) -> None:
-        order, _ = self._positions[role]
-        self._copies.restore(role, self._training.state(order))
         self._training.reposition(self._positions[role])
+        self._copies.restore(role, self._training.state())
 
     @contextmanager
     def _copying(self) -> Iterator[Copies]:
@@ -214,6 +213,7 @@ class Course:
             updates_per_second=self._training.ratings / done.seconds,
             lr=self._rates.now,
             seconds_waiting=done.seconds_waiting,
+            seconds_working=done.seconds_working,
             bytes_sent=done.bytes_sent,
         )
         self._on_epoch(report)

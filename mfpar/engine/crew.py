@@ -1,55 +1,58 @@
-"""The threads of a rank, which share out the blocks of a step.
+"""The threads of a rank, which share out its row-blocks."""
 
-Blocks of a step touch disjoint rows and columns, so the order in which threads take them changes no bit.
-"""
-
-import itertools
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-import numpy as np
+from mfpar.grid import span
+
+
+class Job:
+    """What the threads do for one pass.
+
+    Attributes
+    ----------
+    ended : threading.Event
+        Set when all have done, or one has failed.
+    failed : bool
+    """
+
+    def __init__(self, futures: list[Future[None]]):
+        self._futures, self._left, self._lock = futures, len(futures), threading.Lock()
+        self.ended, self.failed = threading.Event(), False
+        for future in futures:
+            future.add_done_callback(self._count)
+
+    def _count(self, future: Future[None]) -> None:
+        with self._lock:
+            self._left -= 1
+            self.failed = self.failed or future.exception() is not None
+            if not self._left or self.failed:
+                self.ended.set()
+
+    def check(self) -> None:
+        """Raise what one of them has failed with."""
+        for future in self._futures:
+            if future.done():
+                future.result()
+
+    def join(self) -> None:
+        """Wait until all have done or failed."""
+        wait(self._futures)
 
 
 class Crew:
-    """Runs a step's blocks 0 … B − 1 on several threads in two parts, as `Rotation.epoch` asks for them.
-
-    The caller's thread takes block 0, which leaves first, and the last ones, of which the very last may still be on its
-    way; the others take the middle and start with block 0.
-    """
+    """Threads that run compiled code without the GIL, each on a contiguous share of a rank's row-blocks."""
 
     def __init__(self, threads: int):
-        self._helpers = threads - 1
-        self._pool = ThreadPoolExecutor(self._helpers, "mfpar-crew") if self._helpers else None
-        self._tail = 1
-        self._running: list[Future[None]] = []
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "mfpar-crew")
 
-    def run(self, part: tuple[int, int], work: np.ndarray, call: Callable[[int, int], None]) -> None:
-        """Run the blocks of a part: first (0, 1), then (1, B).
+    def shares(self, held: int) -> list[tuple[int, int]]:
+        """Ranges [first, last) of `held` row-blocks, one for each thread that gets any."""
+        count = min(self._threads, held)
+        return [span(held, count, part) for part in range(count)]
 
-        Parameters
-        ----------
-        work : int64[B]
-            Ratings of each block.
-        call : runs the blocks first … last − 1; compiled and without the GIL
-        """
-        first, last = part
-        if first == 0:
-            self._tail = 1
-            if self._pool:
-                ends = self._middle(work)
-                self._tail = ends[-1]
-                self._running = [self._pool.submit(call, a, b) for a, b in itertools.pairwise(ends) if a < b]
-            call(0, 1)
-        else:
-            call(self._tail, last)
-        if last == len(work):
-            for future in self._running:
-                future.result()
-            self._running = []
-
-    def _middle(self, work: np.ndarray) -> list[int]:
-        """Ends of the helpers' pieces of [1, B − 1): each about as much work as the caller's block 0 and tail."""
-        before = np.cumsum(work)
-        share = before[-1] / (self._helpers + 1)
-        ends = np.searchsorted(before, before[0] + share * np.arange(1, self._helpers + 1), side="right")
-        return [1, *np.clip(ends, 1, max(len(work) - 1, 1)).tolist()]
+    def start(self, held: int, call: Callable[[int, int], None]) -> Job:
+        """Have call(first, last) run for every share, all at a time."""
+        return Job([self._pool.submit(call, first, last) for first, last in self.shares(held)])

@@ -27,7 +27,8 @@ class EpochReport:
     validation: Measures | None  # as `test`, of the part of the training ratings that is held out for it
     updates_per_second: float
     lr: float
-    seconds_waiting: float  # for messages while training, mean over ranks
+    seconds_waiting: float  # for column-blocks while training, mean over threads
+    seconds_working: float  # on blocks while training, mean over threads
     bytes_sent: int  # while training, all ranks together
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,28 +1,55 @@
-"""The column-blocks that a rank holds, and their way round the ring of ranks.
+"""The rotating half of the model: column-blocks, which all row-blocks of all ranks visit by turns.
 
-A rank that owns B row-blocks holds the B column-blocks that these meet in the current step, one per *place*, and has
-room for two more that are still coming in. Handing on the first place's block and receiving the last place's next one
-take two steps each to complete, so that a rank may run ahead of its neighbour by one.
+Ranks that share memory, those of one node, are a *team*. The column-blocks that its row-blocks meet lie in memory that
+all of the team see; there nothing is ever moved or copied: whose turn it is, is written on a board
+(`mfpar.kernels.turns`). Only what leaves the team's row-blocks for the next team's is sent (`mfpar.engine.ferry`).
+
+Between passes each rank has some column-blocks to itself, those at its own *places*: place i is row-block i's, and the
+block there is `order[i]`. So ranks can copy, measure and change the model side by side; a pass begins, for each block,
+once the rank that had it lets go of it.
 """
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from mfpar.grid import Grid, owner, span
-from mfpar.parallel.comm import Communicator, Message, Pending
-from mfpar.schedule import meetings
+from mfpar.engine.crew import Crew
+from mfpar.engine.ferry import COMING_IN, Ferry, Port
+from mfpar.grid import Grid, span
+from mfpar.kernels import DONE, SLOT, WIDTH, Turns, announce_all
+from mfpar.parallel.comm import Communicator
 from mfpar.shards import Layout, Slots
 
-COMING_IN = 2
+LAST_TURN = 2**31 - 1
 
-# visit(first, last, met, starts, counts): row-blocks first … last − 1 of this rank meet their column-blocks.
-Visit = Callable[[int, int, np.ndarray, np.ndarray, np.ndarray], None]
+
+@dataclass(frozen=True)
+class Visits:
+    """When the visits of a pass were, on this rank; nanoseconds of time.monotonic_ns.
+
+    Attributes
+    ----------
+    clocks : int64[row-blocks, 2]
+        How long each row-block has waited for its turns, and been worked on.
+    marks : int64[row-blocks, steps, 3] or int64[row-blocks, 0, 3]
+        When each visit came, began and ended, if somebody wants to know.
+    shares : ranges of row-blocks, one for each thread that worked
+    """
+
+    clocks: np.ndarray
+    marks: np.ndarray
+    shares: list[tuple[int, int]]
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Time waited and worked, mean over threads."""
+        waited, worked = self.clocks.sum(axis=0) / len(self.shares) / 1e9
+        return float(waited), float(worked)
 
 
 class Rotation:
-    """The rotating half of the model: blocks of Q with column biases and optimizer state.
+    """Blocks of Q with column biases and optimizer state. Collective.
 
     Parameters
     ----------
@@ -30,121 +57,124 @@ class Rotation:
     comm : Communicator
     fill : function of a block's buffer float32[:] and its number
         Writes the starting values of a column-block.
+    crew : Crew
+    marking : bool
+        Note when each visit was.
     """
 
-    def __init__(self, grid: Grid, layout: Layout, comm: Communicator, fill: Callable[[np.ndarray, int], None]):
-        self._comm = comm
+    def __init__(
+        self,
+        grid: Grid,
+        layout: Layout,
+        comm: Communicator,
+        fill: Callable[[np.ndarray, int], None],
+        crew: Crew,
+        marking: bool = False,
+    ):
+        self._comm, self._fill, self._crew, self._marking = comm, fill, crew, marking
         self._size = grid.size
         self._first, self._last = span(grid.size, comm.size, comm.rank)
-        self._col_sizes = grid.col_sizes
         self._lengths = np.array([layout.floats(int(size)) for size in grid.col_sizes])
-        held = self._last - self._first
-        self.slots = Slots([int(self._lengths.max())] * (held + COMING_IN * (comm.size > 1)))
-        self._fill = fill
-        self.order = np.arange(grid.size)  # the column-block at each row-block's place, between epochs
-        self._slot_of = list(range(held))  # of each of this rank's places
-        self._spare = list(range(held, held + COMING_IN * (comm.size > 1)))
+        port = Port.of(comm, grid.size)
+        self._alone, self._leads = port.alone, port.leads
+        room = port.last - port.first + COMING_IN * (not port.alone)
+        longest = int(self._lengths.max())
+        self.slots = Slots([longest] * room, comm.share(Slots.nbytes([longest] * room)))
+        self.board = comm.share((grid.size + 1) * WIDTH * 4).view(np.int32).reshape(grid.size + 1, WIDTH)
+        self._ferry = Ferry(comm, port, self.board, self._view)
+        self.order = np.arange(grid.size)  # the column-block at each row-block's place, between passes
+        self._turn = 0  # what the board says of every block between passes
+        if self._leads:
+            self._ferry.settle(self.order, np.arange(room))
         self.restart()
 
     def restart(self) -> None:
-        """Write the starting values into the column-blocks, each at home. Local."""
-        self.order = np.arange(self._size)
-        for block, j in zip(self.held(), range(self._first, self._last), strict=True):
-            self._fill(block, j)
+        """Write the starting values into the column-blocks, each at home. Collective."""
+        self.relabel(np.arange(self._size))
+        for j in range(self._first, self._last):
+            self._fill(self.block(j), j)
 
-    def held(self, order: np.ndarray | None = None) -> list[np.ndarray]:
-        """Views of the blocks that lie on this rank between epochs, by place; as in another `order`, if one is given.
+    def relabel(self, order: np.ndarray) -> None:
+        """Say that the blocks lie in another order, for everybody to fill in those at his places. Collective."""
+        self._comm.gather(None)
+        if self._leads:
+            places = self._ferry.places
+            self._ferry.settle(order, self.board[self.order[places], SLOT].copy())
+        self.order = order
+        self._comm.gather(None)
 
-        Whoever writes all of them on all ranks, as they lay in another order, sets `order` to it.
-        """
-        order = self.order if order is None else order
-        return [self._block(slot, int(order[place])) for place, slot in enumerate(self._slot_of, self._first)]
-
-    def starts(self) -> np.ndarray:
-        """int64[places]: where in `slots.buffer` the column-block of each place begins."""
-        return self.slots.starts[self._slot_of]
+    def held(self) -> list[np.ndarray]:
+        """Views of the blocks that this rank has to itself between passes, by place."""
+        return [self.block(int(j)) for j in self.order[self._first : self._last]]
 
     def block(self, j: int) -> np.ndarray:
-        """View of column-block j, which must be at home: at the place of row-block j of this rank."""
-        return self._block(self._slot_of[j - self._first], j)
+        """View of column-block j, which must lie in this team."""
+        return self._view(int(self.board[j, SLOT]), j)
 
-    def epoch(self, order: np.ndarray, visit: Visit) -> None:
-        """Let every row-block meet every column-block, in `order` (see `mfpar.schedule.ring`). Collective.
+    def _view(self, slot: int, j: int) -> np.ndarray:
+        return self.slots[slot][: self._lengths[j]]
 
-        `visit` is called twice a step: for the first row-block, whose column-block then leaves, and for the others.
+    def run(self, order: np.ndarray, visit: Callable[[Turns], None], steps: int | None = None) -> Visits:
+        """Let every row-block meet column-blocks in `order` (see `mfpar.schedule.ring`): all, or for some steps.
+
+        Not all only where `order` is what it was before. Collective; the end on one rank says nothing of others, so all
+        have to gather before anybody goes on.
+
+        Parameters
+        ----------
+        visit : called by several threads at a time, each with turns of its own
         """
-        self._lay(order)
-        held = self._last - self._first
-        coming: Pending | None = None
-        for step in range(self._size):
-            met = meetings(order, step)[self._first : self._last]
-            if coming and held == 1:  # the block that comes in is the very one that leaves next
-                coming.wait()
-                coming = None
-            starts = self.starts()
-            counts = self._col_sizes[met] + 1
-            visit(0, 1, met, starts, counts)
-            leaving = self._hand_on(meetings(order, step + 1))
-            if coming:
-                coming.wait()
-            coming = leaving
-            if held > 1:
-                visit(1, held, met, starts, counts)
-        if coming:
-            coming.wait()
+        held, steps = self._last - self._first, self._size if steps is None else steps
+        visits = Visits(
+            np.zeros((held, 2), np.int64),
+            np.zeros((held, steps * self._marking, 3), np.int64),
+            self._crew.shares(held),
+        )
+        if self._turn > LAST_TURN - 2 * self._size:
+            self._begin_anew()
+        self._turn += 1
+        if self._alone:
+            announce_all(self.board, self.order[self._first : self._last], self._turn)
+        else:
+            self._comm.gather(None)  # all have let go of what may have to leave the team
+        before, self.order = self.order, order
+
+        def work(first: int, last: int) -> None:
+            visit(
+                Turns(
+                    *(first, last, self._first, steps, self._turn),
+                    *(order, self.board, self.slots.starts, visits.clocks, visits.marks),
+                )
+            )
+
+        job = self._crew.start(held, work)
+        try:
+            if self._leads and not self._alone:
+                self._ferry.run(before, order, self._turn, steps, job)
+            else:
+                self._comm.wait_until(job.ended.is_set, job.ended)
+            job.check()
+        except BaseException:
+            self.board[self._size, DONE] = 1
+            raise
+        finally:
+            job.join()
+        if self.board[self._size, DONE]:  # somebody of the team has failed, and is about to say so
+            self._comm.wait_until(lambda: False)
+        self._turn += steps
+        return visits
 
     def home(self) -> None:
         """Bring column-block j to the place of row-block j, for all j. Collective."""
-        self._lay(np.arange(self._size))
+        self._comm.gather(None)
+        before, self.order = self.order, np.arange(self._size)
+        if self._leads and not self._alone:
+            self._ferry.lay(before, self.order, self._turn)
+        self._comm.gather(None)
 
-    def _block(self, slot: int, j: int) -> np.ndarray:
-        return self.slots[slot][: self._lengths[j]]
-
-    def _hand_on(self, after: np.ndarray) -> Pending | None:
-        """Move every column-block up by one row-block: `after` is who is where then."""
-        first_slot = self._slot_of.pop(0)
-        if self._comm.size == 1:
-            self._slot_of.append(first_slot)
-            return None
-        # What comes in now has two steps' time; the slot of what leaves is free when both have arrived.
-        incoming = self._spare.pop(0)
-        self._spare.append(first_slot)
-        self._slot_of.append(incoming)
-        above, below = (self._comm.rank - 1) % self._comm.size, (self._comm.rank + 1) % self._comm.size
-        leaves, comes = int(after[self._first - 1]), int(after[self._last - 1])
-        return self._comm.start(
-            [Message(self._block(first_slot, leaves), above, 0)], [Message(self._block(incoming, comes), below, 0)]
-        )
-
-    def _lay(self, order: np.ndarray) -> None:
-        """Move column-blocks so that `order[i]` is at row-block i's place, for all i.
-
-        Every rank offers all that leave it at once, and takes in as many as it has room for; whatever has left makes
-        room for more. Room is never lost, so some rank that still expects blocks always has some, and whatever it
-        takes in has been offered already: the exchange can't come to a halt.
-        """
-        place_before, place_after = np.argsort(self.order), np.argsort(order)
-        mine = np.arange(self._first, self._last)
-        slot_by_block = {int(self.order[i]): self._slot_of[i - self._first] for i in mine}
-        expected = [int(j) for j in order[mine] if int(j) not in slot_by_block]
-        flights: list[tuple[Pending, int | None]] = []  # with the slot that becomes free, if any
-        for j, slot in list(slot_by_block.items()):
-            peer = owner(self._size, self._comm.size, int(place_after[j]))
-            if peer != self._comm.rank:
-                flights.append((self._comm.start([Message(self._block(slot, j), peer, 1 + j)], []), slot))
-        while expected or flights:
-            while expected and self._spare:
-                j, slot = expected.pop(0), self._spare.pop(0)
-                peer = owner(self._size, self._comm.size, int(place_before[j]))
-                flights.append((self._comm.start([], [Message(self._block(slot, j), peer, 1 + j)]), None))
-                slot_by_block[j] = slot
-            self._comm.wait_until(functools.partial(_any_arrived, flights))
-            landed = [flight.arrived() for flight, _ in flights]
-            self._spare += [slot for (_, slot), done in zip(flights, landed, strict=True) if done and slot is not None]
-            flights = [flight for flight, done in zip(flights, landed, strict=True) if not done]
-        self._slot_of = [slot_by_block[int(j)] for j in order[mine]]
-        self.order = order
-
-
-def _any_arrived(flights: list[tuple[Pending, int | None]]) -> bool:
-    return any(flight.arrived() for flight, _ in flights)
+    def _begin_anew(self) -> None:
+        """Before the counts on the board run over: from 0 again. Collective."""
+        self._comm.gather(None)
+        self._turn = 0
+        self.board[: self._size, DONE] = 0
+        self._comm.gather(None)

@@ -13,7 +13,6 @@ from mfpar.engine.objective import Objective
 from mfpar.kernels import (
     Kind,
     contrast_kernel,
-    dense_kernel,
     pairs_kernel,
     register,
     score_kernel,
@@ -30,7 +29,7 @@ class Steps:
 
     Attributes
     ----------
-    update : list of kernels that change the model, one after the other for every block
+    update : kernel that changes the model
     score : kernel that measures how predictions fit ratings
     contrast : kernel that measures how positives go before other cells, or None where a loss does not ask
     """
@@ -46,18 +45,16 @@ class Steps:
 
     def _compile(self) -> None:
         kind = self._kind
-        self.update = [_over_ratings(kind)]
-        self.update += [dense_kernel(kind)] if kind.cells == "all" else []
+        self.update = _updating(kind)
         self.score = score_kernel(kind)
         self.contrast = contrast_kernel(kind) if kind.cells != "rated" else None
 
-    def checked(self) -> list[Callable[..., Any]]:
-        """The updating kernels in a form that refuses steps which are not finite; compiled now. Local."""
-        return [_over_ratings(replace(self._kind, checked=True)), *self.update[1:]]
+    def checked(self) -> Callable[..., Any]:
+        """The updating kernel in a form that refuses steps which are not finite; compiled now. Local."""
+        return _updating(replace(self._kind, checked=True))
 
 
-def _over_ratings(kind: Kind) -> Callable[..., Any]:
-    """The updating kernel that goes through the ratings of a block."""
+def _updating(kind: Kind) -> Callable[..., Any]:
     return (pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind)
 
 

@@ -1,7 +1,7 @@
 """The model while it is trained, on one rank: its slice of P, and the column-blocks of Q that pass."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ from mfpar.config import TrainConfig
 from mfpar.engine.centre import Averages, weighted_sum
 from mfpar.engine.crew import Crew
 from mfpar.engine.objective import Objective
-from mfpar.engine.rotation import Rotation
+from mfpar.engine.rotation import Rotation, Visits
 from mfpar.engine.starting import Starter
 from mfpar.engine.steps import arrays_of
 from mfpar.errors import ConfigError
 from mfpar.grid import span
+from mfpar.kernels import Turns
 from mfpar.parallel.comm import Communicator
 from mfpar.shards import Layout, Slots
 
@@ -63,12 +64,12 @@ class Tables:
         self._row_sizes = grid.row_sizes[self.first : self.last]
         self._slots = Slots([self.layout.floats(int(size)) for size in self._row_sizes])
         self._starter = Starter(file, objective.model, self.layout, train.seed, objective.unit)
-        self._rotation = Rotation(grid, self.layout, comm, lambda block, j: self._starter.fill(block, "cols", j))
+        crew = Crew(train.threads)
+        self._rotation = Rotation(grid, self.layout, comm, lambda block, j: self._starter.fill(block, "cols", j), crew)
         self._start_rows()
-        self._crew = Crew(train.threads)
 
     def restart(self) -> None:
-        """Go back to the starting values. Local."""
+        """Go back to the starting values. Collective."""
         self._start_rows()
         self._rotation.restart()
         self._offset = 0.0
@@ -77,9 +78,9 @@ class Tables:
         for place in range(self.last - self.first):
             self._starter.fill(self._slots[place], "rows", self.first + place)
 
-    def state(self, order: np.ndarray | None = None) -> list[np.ndarray]:
-        """Views of all that training changes here; column-blocks as they lie, or lay in another order. Local."""
-        return [self._slots.buffer, *self._rotation.held(order)]
+    def state(self) -> list[np.ndarray]:
+        """Views of all that training changes here. Local."""
+        return [self._slots.buffer, *self._rotation.held()]
 
     @property
     def position(self) -> tuple[np.ndarray, float]:
@@ -87,8 +88,9 @@ class Tables:
         return self._rotation.order, self._offset
 
     def reposition(self, position: tuple[np.ndarray, float]) -> None:
-        """Say that `state` has been put back to what it was when `position` was this. Local."""
-        self._rotation.order, self._offset = position
+        """Have `state` stand for what it was when `position` was this, to be written back. Collective."""
+        order, self._offset = position
+        self._rotation.relabel(order)
 
     def seat_strangers(self) -> None:
         """Make the stranger of every block the average row, as the finished model will score it. Collective."""
@@ -152,33 +154,16 @@ class Tables:
         level = float(self.objective.base) + self._offset - self.objective.level
         return Averages.of(everybody, self.header.ratings, level, self.objective.model.nonnegative)
 
-    def _visit_all(self, order: np.ndarray, strip: Strip, calls: Sequence[Call]) -> None:
-        """Let kernels visit every block of a strip once, in the order of the ring."""
-        self._rotation.epoch(order, self._visitor(strip, calls))
+    def _visit_all(self, order: np.ndarray, strip: Strip, call: Call) -> Visits:
+        """Let a kernel visit every block of a strip once, in the order of the ring."""
+        return self._rotation.run(order, self._visitor(strip, call))
 
-    def _visit_home(self, strip: Strip, calls: Sequence[Call]) -> None:
-        """Let kernels visit the blocks on the diagonal."""
-        held, met = self.last - self.first, np.arange(self.first, self.last)
-        visit = self._visitor(strip, calls)
-        starts, counts = self._rotation.starts(), self._grid.col_sizes[met] + 1
-        visit(0, 1, met, starts, counts)
-        if held > 1:
-            visit(1, held, met, starts, counts)
+    def _visit_home(self, strip: Strip, call: Call) -> None:
+        """Let a kernel visit the blocks on the diagonal, column-blocks at home."""
+        self._rotation.run(np.arange(self._grid.size), self._visitor(strip, call), steps=1)
 
-    def _visitor(self, strip: Strip, calls: Sequence[Call]) -> Callable[..., None]:
-        row_counts, places = self._row_sizes + 1, np.arange(self.last - self.first)
-        arrays = arrays_of(strip)
-
-        def visit(first: int, last: int, met: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> None:
-            def call(a: int, b: int) -> None:
-                for kernel, further, rest in calls:
-                    kernel(
-                        *(a, b, met, *arrays, *further),
-                        *(self._slots.buffer, self._slots.starts, row_counts),
-                        *(self._rotation.slots.buffer, starts, counts, *rest),
-                    )
-
-            work = strip.offsets[places, met + 1] - strip.offsets[places, met]
-            self._crew.run((first, last), work, call)
-
-        return visit
+    def _visitor(self, strip: Strip, call: Call) -> Callable[[Turns], None]:
+        kernel, further, rest = call
+        p_side = self._slots.buffer, self._slots.starts, self._row_sizes + 1
+        q_side = self._rotation.slots.buffer, self._grid.col_sizes + 1
+        return lambda turns: kernel(turns, *arrays_of(strip), *further, *p_side, *q_side, *rest)

@@ -29,7 +29,8 @@ class Pass:
     loss: float  # mean value, of scores met on the way; not finite where training diverged
     finite: bool  # the state after it
     seconds: float  # on the slowest rank
-    seconds_waiting: float  # mean over ranks
+    seconds_waiting: float  # for turns, mean over threads
+    seconds_working: float  # inside blocks, mean over threads
     bytes_sent: int
     refused: tuple[float, float] | None = None  # r and z of the first step that a checked pass has refused
 
@@ -87,14 +88,16 @@ class Training(Tables):
         """Visit every training rating once; `checked` passes refuse steps that are not finite. Collective."""
         order = ring(self._grid.size, self.train.seed, epoch)
         sums = np.zeros((self.last - self.first, SUMS))
-        waited, sent, started = self.comm.seconds_waiting, self.comm.bytes_sent, time.perf_counter()
-        kernels = self._steps.checked() if checked else self._steps.update
-        rest = (knobs, self.first, sample_key(self.train.seed, epoch), sums)
-        self._visit_all(order, self._parts["train"], [(kernel, (), rest) for kernel in kernels])
-        waited, sent, trained = self.comm.seconds_waiting - waited, self.comm.bytes_sent - sent, time.perf_counter()
-        ranks = self.comm.gather([_plain(sums), trained - started, waited, sent, self.finite])
+        sent, started = self.comm.bytes_sent, time.perf_counter()
+        kernel = self._steps.checked() if checked else self._steps.update
+        visits = self._visit_all(
+            order, self._parts["train"], (kernel, (), (knobs, sample_key(self.train.seed, epoch), sums))
+        )
+        trained, sent = time.perf_counter() - started, self.comm.bytes_sent - sent
+        waited, worked = visits.seconds
+        ranks = self.comm.gather([_plain(sums), trained, waited, worked, sent, self.finite])
         value, counted, descent, refused = _totals(ranks, (VALUE, COUNTED, DESCENT, REFUSED))
-        if not counted and not refused and all(rank[4] for rank in ranks):
+        if not counted and not refused and all(rank[5] for rank in ranks):
             raise ConfigError(
                 f"{self.objective.path}: no positive has a cell without a rating in its block to be set against; "
                 "convert with a smaller --grid, or choose another loss"
@@ -104,19 +107,20 @@ class Training(Tables):
         loss = mean(value, counted) - curvature / self.ratings * self._offset**2 / 2
         first = next((row[REFUSED + 1 : REFUSED + 3] for rank in ranks for row in rank[0] if row[REFUSED]), (0.0, 0.0))
         return Pass(
-            loss=loss if all(rank[4] for rank in ranks) else math.nan,
-            finite=all(rank[4] for rank in ranks),
+            loss=loss if all(rank[5] for rank in ranks) else math.nan,
+            finite=all(rank[5] for rank in ranks),
             seconds=max(rank[1] for rank in ranks),
             seconds_waiting=sum(rank[2] for rank in ranks) / len(ranks),
-            bytes_sent=sum(rank[3] for rank in ranks),
+            seconds_working=sum(rank[3] for rank in ranks) / len(ranks),
+            bytes_sent=sum(rank[4] for rank in ranks),
             refused=(first[0], first[1]) if refused else None,
         )
 
     def sample_step(self, knobs: Knobs) -> None:
         """Update with the ratings of the blocks on the diagonal alone, column-blocks at home. Local."""
         sums = np.zeros((self.last - self.first, SUMS))
-        rest = (knobs, self.first, sample_key(self.train.seed, 0), sums)
-        self._visit_home(self._parts["train"], [(kernel, (), rest) for kernel in self._steps.update])
+        rest = (knobs, sample_key(self.train.seed, 0), sums)
+        self._visit_home(self._parts["train"], (self._steps.update, (), rest))
 
     def sample_loss(self) -> float:
         """The mean loss of the blocks on the diagonal, column-blocks at home. Collective.
@@ -125,7 +129,7 @@ class Training(Tables):
         """
         objective, scores = self.objective, np.zeros((self.last - self.first, SCORES))
         strip = self._parts["train"]
-        self._visit_home(strip, [self._scoring(objective.base, scores)])
+        self._visit_home(strip, self._scoring(objective.base, scores))
         value, pairs = _totals(self.comm.gather([_plain(scores)]), (LOSS, SQUARES))
         here = np.arange(self.first, self.last)
         places = here - self.first
@@ -145,7 +149,7 @@ class Training(Tables):
         scores = np.zeros((self.last - self.first, SCORES))
         strip = self._parts[part]
         base = np.float32(self.objective.base + self._offset)
-        self._visit_all(np.arange(self._grid.size), strip, [self._scoring(base, scores)])
+        self._visit_all(np.arange(self._grid.size), strip, self._scoring(base, scores))
         ranks = self.comm.gather([_plain(scores), time.perf_counter() - started, len(strip.values)])
         loss, squares, absolutes, right = _totals(ranks, (LOSS, SQUARES, ABSOLUTES, RIGHT))
         count = squares if self._steps.contrast else sum(rank[2] for rank in ranks)
@@ -157,7 +161,7 @@ class Training(Tables):
         model, header = self.objective.model, self.header
         if self._steps.contrast:
             negatives = np.float32(model.negative_weight), np.float32(model.negative_target)
-            rest = (base, *negatives, self.first, sample_key(self.train.seed, 0), scores)
+            rest = (base, *negatives, sample_key(self.train.seed, 0), scores)
             return self._steps.contrast, arrays_of(self._parts["train"]), rest
         low, high = (header.minimum, header.maximum) if model.clip else (-math.inf, math.inf)
         return self._steps.score, (), (base, np.float32(low), np.float32(high), scores)

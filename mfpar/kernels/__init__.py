@@ -1,6 +1,5 @@
 """Compiled inner loops: arrays and scalars in, sums out. The only place that knows Numba."""
 
-from mfpar.kernels.dense import dense_kernel
 from mfpar.kernels.kind import (
     ABSOLUTES,
     COUNTED,
@@ -18,10 +17,12 @@ from mfpar.kernels.kind import (
 from mfpar.kernels.objective import link_kernel, register
 from mfpar.kernels.pairs import pairs_kernel
 from mfpar.kernels.score import contrast_kernel, score_kernel
+from mfpar.kernels.turns import BEGAN, CAME, DONE, ENDED, SLOT, WAITED, WIDTH, WORKED, Turns, announce_all
 from mfpar.kernels.update import update_kernel
 
 __all__ = [
-    "ABSOLUTES", "COUNTED", "DESCENT", "LOSS", "REFUSED", "RIGHT", "SCORES", "SQUARES", "SUMS", "VALUE",
-    "Kind", "Knobs", "contrast_kernel", "dense_kernel", "link_kernel", "pairs_kernel", "register", "score_kernel",
-    "update_kernel",
+    "ABSOLUTES", "BEGAN", "CAME", "COUNTED", "DESCENT", "DONE", "ENDED", "LOSS", "REFUSED", "RIGHT", "SCORES", "SLOT",
+    "SQUARES", "SUMS", "VALUE", "WAITED", "WIDTH", "WORKED",
+    "Kind", "Knobs", "Turns", "announce_all", "contrast_kernel", "link_kernel", "pairs_kernel", "register",
+    "score_kernel", "update_kernel",
 ]  # fmt: skip

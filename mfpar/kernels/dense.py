@@ -13,14 +13,9 @@ methods for large scale convex optimization, Mathematical Programming 129, 2011)
 differ from row to row and shrink with the gradient, steps explicitly.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
-from mfpar.kernels.compile import compiled, inlined
-from mfpar.kernels.kind import VALUE, Kind, step_types
+from mfpar.kernels.compile import inlined
 from mfpar.kernels.vector import get, put
 
 ZERO = np.float32(0)
@@ -117,24 +112,13 @@ def descend(
     return 0.5 * np.float64(weight) * total
 
 
-@functools.cache
-def dense_kernel(kind: Kind) -> Callable[..., Any]:
-    """Compile `step` for a kind whose cells are "all"; it takes what `update_kernel`'s does, and looks at no rating."""
-    stride, factors, biases = kind.stride, kind.factors, kind.biases
-    adagrad, scaled, nonnegative = kind.adagrad, kind.scaled, kind.nonnegative
-
-    @compiled(kind.name, step_types(kind))
-    def step(
-        first, last, met, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_starts, q_counts, knobs,
-        origin, key, sums,
-    ):  # fmt: skip
-        for i in range(first, last):
-            p_side, q_side = (p_starts[i], p_counts[i]), (q_starts[i], q_counts[i])
-            shared = (
-                *(knobs.share, knobs.weight, knobs.target),
-                *(stride, factors, biases, adagrad, scaled, nonnegative),
-            )
-            sums[i, VALUE] += descend(P, *p_side, Q, *q_side, knobs.base, knobs.p_rate, knobs.b_rate, *shared)
-            descend(Q, *q_side, P, *p_side, knobs.base, knobs.q_rate, knobs.c_rate, *shared)
-
-    return step
+@inlined
+def all_cells(
+    P, p_block, p_count, Q, q_block, q_count, knobs, stride, factors, biases, adagrad, scaled, nonnegative
+):  # fmt: skip
+    """One step of all rows of a block, then one of all columns; returns the term's value before them."""
+    p_side, q_side = (p_block, p_count), (q_block, q_count)
+    shared = knobs.share, knobs.weight, knobs.target, stride, factors, biases, adagrad, scaled, nonnegative
+    worth = descend(P, *p_side, Q, *q_side, knobs.base, knobs.p_rate, knobs.b_rate, *shared)
+    descend(Q, *q_side, P, *p_side, knobs.base, knobs.q_rate, knobs.c_rate, *shared)
+    return worth

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from numba import types
 
+from mfpar.kernels.turns import TURNS
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -78,13 +80,10 @@ def strip_types(kind: Kind) -> tuple[Any, ...]:
     return types.int64[:, ::1], row[::1], col[::1], types.float32[::1], types.float32[::1]
 
 
-# Numba types of first, last, met; and of P, p_starts, p_counts, Q, q_starts, q_counts.
-BLOCKS_TYPES = (types.int64, types.int64, types.int64[::1])
-FACTORS_TYPES = (types.float32[::1], types.int64[::1], types.int64[::1]) * 2
+# Numba types of P, p_starts, p_counts, Q, q_counts.
+FACTORS_TYPES = (types.float32[::1], types.int64[::1], types.int64[::1], types.float32[::1], types.int64[::1])
 
 
 def step_types(kind: Kind) -> Any:
     """Signature of the kernels that change the model; see `mfpar.kernels.update.update_kernel`."""
-    samples = types.int64, types.uint64
-    sums = types.float64[:, ::1]
-    return types.void(*BLOCKS_TYPES, *strip_types(kind), *FACTORS_TYPES, KNOBS, *samples, sums)
+    return types.void(TURNS, *strip_types(kind), *FACTORS_TYPES, KNOBS, types.uint64, types.float64[:, ::1])

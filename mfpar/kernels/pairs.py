@@ -21,6 +21,7 @@ from mfpar.kernels.elementary import fma, shrunk
 from mfpar.kernels.kind import COUNTED, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.objective import compiled_for, gradient, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
+from mfpar.kernels.turns import come, go
 from mfpar.kernels.vector import add_scaled, dot, get, load, not_below_zero, prefetch, put, scale, shrink, store
 
 LINE, FAR, NEAR = 16, 512, 64
@@ -40,8 +41,7 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
 
     @compiled_for(loss, kind.name, step_types(kind))
     def update(
-        first, last, met, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_starts, q_counts, knobs,
-        origin, key, sums,
+        turns, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_counts, knobs, key, sums
     ):  # fmt: skip
         A, B = (P, Q) if by_row else (Q, P)
         one_rate, two_rate = (knobs.p_rate, knobs.q_rate) if by_row else (knobs.q_rate, knobs.p_rate)
@@ -52,19 +52,22 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
         )
         other_rate, k_rate, other_bias_rate, k_bias_rate = two_rate, two_rate, bias_rate, bias_rate
         other_reg, k_reg, other_bias_reg, k_bias_reg = two_reg, two_reg, bias_reg, bias_reg
-        for i in range(first, last):
-            ones, twos = (p_starts[i], q_starts[i]) if by_row else (q_starts[i], p_starts[i])
-            one_count, two_count = (p_counts[i], q_counts[i]) if by_row else (q_counts[i], p_counts[i])
+        for n in range(turns.steps * (turns.last - turns.first)):
+            i, j, q_block = come(turns, n)
+            if i < 0:
+                return
+            ones, twos = (p_starts[i], q_block) if by_row else (q_block, p_starts[i])
+            one_count, two_count = (p_counts[i], q_counts[j]) if by_row else (q_counts[j], p_counts[i])
             two_biases = twos + two_count * stride
             one_scales = ones + one_count * (stride + biases)
             two_scales = twos + two_count * (stride + biases)
             one_sums, two_sums = one_scales + scaled * one_count, two_scales + scaled * two_count
-            begin, end = offsets[i, met[i]], offsets[i, met[i] + 1]
+            begin, end = offsets[i, j], offsets[i, j + 1]
             due = begin  # the next rating whose value is computed
             shift = shift_for(end - begin)
             table = empty_table(shift)
             insert(table, shift, rows, cols, begin, end)
-            samples = stream(key, origin + i, met[i])
+            samples = stream(key, turns.origin + i, j)
             total = 0.0
             counted = 0
             for t in range(begin, end):
@@ -147,5 +150,6 @@ def pairs_kernel(kind: Kind) -> Callable[..., Any]:
                     counted += 1
             sums[i, VALUE] += total
             sums[i, COUNTED] += counted
+            go(turns, n, i, j)
 
     return update

@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from mfpar.kernels.dense import all_cells
 from mfpar.kernels.elementary import fma, shrunk
 from mfpar.kernels.kind import COUNTED, DESCENT, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.objective import compiled_for, gradient, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
+from mfpar.kernels.turns import come, go
 from mfpar.kernels.vector import (
     add_scaled,
     dot,
@@ -56,11 +58,10 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
 
     Returns
     -------
-    update(first, last, met, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_starts, q_counts, knobs,
-    origin, key, sums), which visits the blocks (i, met[i]) for i in first … last − 1, in this order, each once:
+    update(turns, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_counts, knobs, key, sums), which
+    visits some blocks of B row-blocks, each when it is its turn:
 
-    met : int64[B]
-        Column-block that each of the B row-blocks meets.
+    turns : Turns
     offsets : int64[B, G + 1]
         Block (i, j) has the ratings offsets[i, j] … offsets[i, j + 1] − 1.
     rows, cols : row_dtype[nnz], col_dtype[nnz]
@@ -70,11 +71,9 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
         Blocks one behind another, each as `mfpar.shards.Layout` says.
     p_starts, p_counts : int64[B]
         Where row-block i begins in P, and its number of rows.
-    q_starts, q_counts : int64[B]
-        The same of the column-block that row-block i meets.
+    q_counts : int64[G]
+        Number of columns of each column-block, the stranger among them; where they begin is the board's to say.
     knobs : Knobs
-    origin : int64
-        Number of row-block 0 in the whole grid.
     key : uint64
         Of the epoch's samples.
     sums : float64[B, SUMS]
@@ -82,32 +81,40 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
     """
     stride, loss, biases, adagrad = kind.stride, kind.loss, kind.biases, kind.adagrad
     every, weighted, scaled, l1, nonnegative = kind.every, kind.weighted, kind.scaled, kind.l1, kind.nonnegative
-    paced, sampled, dense, checked = kind.paced, kind.cells == "sampled", kind.cells == "all", kind.checked
+    factors, paced, sampled, dense, checked = (
+        kind.factors,
+        kind.paced,
+        kind.cells == "sampled",
+        kind.cells == "all",
+        kind.checked,
+    )
 
     @compiled_for(loss, kind.name, step_types(kind))
     def update(
-        first, last, met, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_starts, q_counts, knobs,
-        origin, key, sums,
+        turns, offsets, rows, cols, values, weights, P, p_starts, p_counts, Q, q_counts, knobs, key, sums
     ):  # fmt: skip
         p_rate, q_rate, b_rate, c_rate = knobs.p_rate, knobs.q_rate, knobs.b_rate, knobs.c_rate
         b_pace, c_pace = b_rate / p_rate, c_rate / q_rate  # AdaGrad: of a bias as its row goes
         p_reg, q_reg, b_reg, c_reg = knobs.p_reg, knobs.q_reg, knobs.b_reg, knobs.c_reg
-        for i in range(first, last):
-            p_block, q_block = p_starts[i], q_starts[i]
-            b_block, c_block = p_block + p_counts[i] * stride, q_block + q_counts[i] * stride
+        for n in range(turns.steps * (turns.last - turns.first)):
+            i, j, q_block = come(turns, n)
+            if i < 0:
+                return
+            p_block = p_starts[i]
+            b_block, c_block = p_block + p_counts[i] * stride, q_block + q_counts[j] * stride
             # Behind the biases: the scales of regularisation, then AdaGrad's sums.
-            p_scales, q_scales = b_block + biases * p_counts[i], c_block + biases * q_counts[i]
-            p_sums, q_sums = p_scales + scaled * p_counts[i], q_scales + scaled * q_counts[i]
+            p_scales, q_scales = b_block + biases * p_counts[i], c_block + biases * q_counts[j]
+            p_sums, q_sums = p_scales + scaled * p_counts[i], q_scales + scaled * q_counts[j]
             total = descent = 0.0
             slope = ZERO
-            begin, end = offsets[i, met[i]], offsets[i, met[i] + 1]
+            begin, end = offsets[i, j], offsets[i, j + 1]
             counted = 0 if checked or every > 1 else end - begin
             due = begin  # the next rating whose value is computed
             if sampled:
                 shift = shift_for(end - begin)
                 table = empty_table(shift)
                 insert(table, shift, rows, cols, begin, end)
-                samples = stream(key, origin + i, met[i])
+                samples = stream(key, turns.origin + i, j)
             for t in range(begin, end):
                 if (t - begin) % LINE == 0:
                     descent += np.float64(slope)  # a line in single precision is exact enough, and costs less
@@ -120,9 +127,9 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                 prefetch(Q, q_block + np.int64(get(cols, ahead)) * stride, stride)
                 row, col, r = np.int64(get(rows, t)), np.int64(get(cols, t)), get(values, t)
                 w = get(weights, t) if weighted else ONE
-                for n in range(1 + sampled):
-                    if sampled and n:
-                        col = draw(samples, t - begin, q_counts[i] - 1)
+                for drawn in range(1 + sampled):
+                    if sampled and drawn:
+                        col = draw(samples, t - begin, q_counts[j] - 1)
                         r, w = knobs.target, knobs.weight
                         if has_rating(table, row, col, shift):
                             continue
@@ -189,7 +196,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                             worth -= 0.5 * np.float64(knobs.weight) * np.float64(knobs.target - z) ** 2
                         total += worth
                         if checked or every > 1:
-                            counted += n == 0
+                            counted += drawn == 0
                     if biases:
                         slope -= g
                 if every > 1 and t == due:
@@ -197,5 +204,11 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
             sums[i, VALUE] += total
             sums[i, COUNTED] += counted
             sums[i, DESCENT] += descent + np.float64(slope)
+            if dense:
+                sums[i, VALUE] += all_cells(
+                    *(P, p_block, p_counts[i], Q, q_block, q_counts[j], knobs),
+                    *(stride, factors, biases, adagrad, scaled, nonnegative),
+                )
+            go(turns, n, i, j)
 
     return update

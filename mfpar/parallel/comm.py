@@ -4,11 +4,17 @@
 """
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from mfpar.parallel.memory import aligned
+
+PATIENCE = 0.05  # seconds between looks of a wait that nobody can interrupt
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Message:
 
 
 class Pending(Protocol):
-    """Messages under way; they progress on their own while the caller computes."""
+    """Messages under way; they progress while somebody asks whether they have arrived, or waits."""
 
     def arrived(self) -> bool:
         """Whether all have been sent and received."""
@@ -41,8 +47,8 @@ class Communicator(Protocol):
     rank, size : int
     library : str
         Name and version of the MPI library.
-    seconds_waiting : float
-        Time this rank has spent in waits so far.
+    leaders : list[int]
+        Of each rank the first one of its team: ranks that share memory, and follow one on the other.
     bytes_sent : int
         Bytes of messages this rank has started to send so far.
     """
@@ -50,14 +56,20 @@ class Communicator(Protocol):
     rank: int
     size: int
     library: str
-    seconds_waiting: float
+    leaders: list[int]
     bytes_sent: int
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """Start messages and return at once; buffers belong to the messages until `wait` returns. Local."""
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Return once the condition holds. Raises what another rank has failed with. Local."""
+    def wait_until(self, condition: Callable[[], bool], event: threading.Event | None = None) -> None:
+        """Return once the condition holds. Raises what another rank has failed with. Local.
+
+        If there is an event that is set as soon as the condition holds, it sleeps until then instead of asking.
+        """
+
+    def share(self, size: int) -> np.ndarray:
+        """uint8[size] full of zeros, aligned to cache lines: memory that all ranks of this team see. Collective."""
 
     def gather(self, value: Any) -> list[Any]:
         """Everybody's value, in rank order, on every rank; for small JSON-like values. Collective."""
@@ -86,16 +98,23 @@ class Serial:
     rank = 0
     size = 1
     library = "none"
-    seconds_waiting = 0.0
     bytes_sent = 0
+
+    def __init__(self) -> None:
+        self.leaders = [0]
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """There is nobody to send to: blocks that stay on their rank are not messages."""
         raise NotImplementedError("a single rank has nobody to exchange messages with")
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """There is nobody to wait for."""
-        raise NotImplementedError("a single rank has nobody to wait for")
+    def wait_until(self, condition: Callable[[], bool], event: threading.Event | None = None) -> None:
+        """Wait for threads of its own, as there is nobody else."""
+        while not condition():
+            (event.wait if event else time.sleep)(PATIENCE)
+
+    def share(self, size: int) -> np.ndarray:
+        """Memory of its own."""
+        return aligned(size)
 
     def gather(self, value: Any) -> list[Any]:
         """The one value."""

@@ -1,12 +1,15 @@
 """Ranks under MPI (any library that mpi4py finds).
 
-MPI moves nothing while nobody calls it, and its blocking waits burn the cores that neighbours need. So one thread polls
-the messages under way while the caller computes, and every wait, of collectives too, is a poll that sleeps. Each poll
-also looks for notices of failure: a rank that fails sends one to all others, wherever they wait.
+MPI moves nothing while nobody calls it, and its blocking waits burn the cores that neighbours need. So every wait, of
+collectives too, is a poll that sleeps, while other threads compute. Each poll also looks for notices of failure: a rank
+that fails sends one to all others, wherever they wait.
 """
 
 import contextlib
+import dataclasses
 import json
+import mmap
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +19,9 @@ import numpy as np
 
 from mfpar import errors
 from mfpar.parallel.comm import Message, Pending
+from mfpar.parallel.memory import Address, Offer, aligned
 
-PATIENCE = 1e-3  # seconds between polls of a wait that has become long, and of the background thread
+PATIENCE = 5e-4  # seconds between polls of a wait that has become long
 NOTICE_EVERY = 0.05  # seconds between looks for notices
 FAREWELL = 10.0  # seconds that a failing rank gives the others to take notice and to clean up
 
@@ -43,20 +47,17 @@ class Mpi:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.library: str = " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split())
-        self.seconds_waiting = 0.0
         self.bytes_sent = 0
         self._failed = False
         self._notified: Any = None  # the notice that this rank has sent, with its requests: alive until it has gone out
-        self._mover = _Mover()
+        self.leaders = self._teams()
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """See `Communicator.start`."""
         requests = [self._comm.Irecv(m.buffer, m.peer, m.tag) for m in receives]
         requests += [self._comm.Isend(m.buffer, m.peer, m.tag) for m in sends]
         self.bytes_sent += sum(m.buffer.nbytes for m in sends)
-        flight = _Flight(self, requests)
-        self._mover.watch(flight)
-        return flight
+        return _Flight(self, requests)
 
     def gather(self, value: Any) -> list[Any]:
         """See `Communicator.gather`."""
@@ -78,7 +79,6 @@ class Mpi:
             if not self._failed:
                 self._notify(error)
             self._part()
-            self._mover.stop()  # what is still under way never arrives
             raise
 
     def split(self, group: int) -> "Mpi":
@@ -91,23 +91,60 @@ class Mpi:
 
     def close(self) -> None:
         """See `Communicator.close`."""
-        self._mover.stop()
         self._comm.Free()
         self._notices.Free()
 
-    def wait_until(self, done: Callable[[], bool]) -> None:
+    def wait_until(self, condition: Callable[[], bool], event: threading.Event | None = None) -> None:
         """See `Communicator.wait_until`: polls ever more slowly, so that neighbours get the core."""
-        started = time.perf_counter()
-        looked, pause = started, 0.0
-        while not done():
+        started = looked = time.perf_counter()
+        pause = 0.0
+        while not condition():
             now = time.perf_counter()
             if now - looked > NOTICE_EVERY:
                 looked = now
                 self._look_for_notice()
+            if event is not None:
+                event.wait(NOTICE_EVERY)
+                continue
             if now - started > 50e-6:
                 pause = min(PATIENCE, pause + 20e-6)
             time.sleep(pause)
-        self.seconds_waiting += time.perf_counter() - started
+
+    def share(self, size: int) -> np.ndarray:
+        """See `Communicator.share`."""
+        array = self._shared(size, self.leaders)
+        if not all(self.gather(array is not None)):
+            raise errors.StorageError(f"no {size:,} bytes of shared memory are to be had on some node")
+        return array  # type: ignore[return-value]
+
+    def _teams(self) -> list[int]:
+        """Runs of ranks on one host, if they can share memory; the first rank of each rank's. Collective."""
+        hosts = self.gather(socket.gethostname())
+        leaders = list(range(self.size))
+        for rank in range(1, self.size):
+            if hosts[rank] == hosts[rank - 1]:
+                leaders[rank] = leaders[rank - 1]
+        able = self.gather(self._shared(mmap.PAGESIZE, leaders) is not None)
+        teams = [[rank for rank in range(self.size) if leaders[rank] == leader] for leader in leaders]
+        return [team[0] if all(able[rank] for rank in team) else rank for rank, team in enumerate(teams)]
+
+    def _shared(self, size: int, leaders: list[int]) -> np.ndarray | None:
+        """Memory that the ranks of a leader share; None where that can't be. Collective."""
+        leader = leaders[self.rank]
+        if leaders.count(leader) == 1:
+            self.gather(None)
+            self.gather(None)
+            return aligned(size)
+        offer = None
+        if leader == self.rank:
+            with contextlib.suppress(OSError):
+                offer = Offer(size)
+        address = self.gather(dataclasses.asdict(offer.address) if offer else None)[leader]
+        array = offer.array if offer else Address(**address).map(size) if address else None
+        self.gather(None)  # all have mapped it
+        if offer:
+            offer.close()
+        return array
 
     def _notify(self, error: BaseException) -> None:
         """Tell all other ranks why this one fails."""
@@ -139,8 +176,8 @@ class _Group(Mpi):
     """Some ranks of another communicator. Who fails, fails for all ranks of that one: notices are its affair."""
 
     def __init__(self, comm: Any, whole: Mpi):
-        super().__init__(comm)
         self._whole = whole
+        super().__init__(comm)
 
     def gather(self, value: Any) -> list[Any]:
         """See `Communicator.gather`; a group of one hears of failures here, as it never waits."""
@@ -159,48 +196,17 @@ class _Group(Mpi):
 
 
 class _Flight:
-    """Messages under way: polled by the mover while the caller computes, and by the caller once it waits."""
+    """Messages under way."""
 
     def __init__(self, comm: Mpi, requests: list[Any]):
         self._comm, self._requests = comm, requests
-        self._lock = threading.Lock()  # MPI forbids two threads to test one request at a time
         self._done = False
 
     def arrived(self) -> bool:
         """See `Pending.arrived`."""
-        with self._lock:
-            self._done = self._done or self._comm.mpi.Request.Testall(self._requests)
-            return self._done
+        self._done = self._done or self._comm.mpi.Request.Testall(self._requests)
+        return self._done
 
     def wait(self) -> None:
         """See `Pending.wait`."""
         self._comm.wait_until(self.arrived)
-
-
-class _Mover:
-    """A thread that polls the flights which nobody waits for yet, and sleeps when there is none."""
-
-    def __init__(self) -> None:
-        self._flights: list[_Flight] = []
-        self._wanted = threading.Event()
-        self._stopped = False
-        threading.Thread(target=self._run, name="mfpar-mover", daemon=True).start()
-
-    def watch(self, flight: _Flight) -> None:
-        self._flights.append(flight)
-        self._wanted.set()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stopped = True
-        self._wanted.set()
-
-    def _run(self) -> None:
-        while not self._stopped:
-            self._wanted.wait()
-            self._wanted.clear()
-            while self._flights and not self._stopped:
-                time.sleep(PATIENCE)
-                arrived = [flight for flight in list(self._flights) if flight.arrived()]
-                for flight in arrived:
-                    self._flights.remove(flight)

@@ -1,0 +1,203 @@
+"""The way of column-blocks from team to team, round the ring.
+
+A team whose row-blocks are A … B − 1 has as many column-blocks as row-blocks, and room for two more that are coming
+in. In each step one leaves, after row-block A, for the team above, and one comes from the team below, for row-block
+B − 1. The first rank of a team sees to that while its threads, and those of the other ranks, compute; what has come it
+announces on the team's board. With room for two a team may run ahead of its neighbour by a step.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfpar.engine.crew import Job
+from mfpar.grid import owner, span
+from mfpar.kernels import DONE, SLOT, announce_all
+from mfpar.parallel.comm import Communicator, Message, Pending
+
+COMING_IN = 2
+
+
+@dataclass(frozen=True)
+class Port:
+    """A team and its neighbours.
+
+    Attributes
+    ----------
+    first, last : int
+        Row-blocks of the team.
+    leads : bool
+        This rank is the team's first.
+    alone : bool
+        There is no other team.
+    above, below : int
+        First ranks of the neighbours.
+    leaders : list[int]
+        First rank of each rank's team.
+    """
+
+    first: int
+    last: int
+    leads: bool
+    alone: bool
+    above: int
+    below: int
+    leaders: Sequence[int]
+
+    @classmethod
+    def of(cls, comm: Communicator, size: int) -> "Port":
+        """The team of this rank, in a grid of `size` blocks a side."""
+        leaders = comm.leaders
+        team = [rank for rank in range(comm.size) if leaders[rank] == leaders[comm.rank]]
+        return cls(
+            first=span(size, comm.size, team[0])[0],
+            last=span(size, comm.size, team[-1])[1],
+            leads=comm.rank == team[0],
+            alone=len(team) == comm.size,
+            above=leaders[(team[0] - 1) % comm.size],
+            below=leaders[(team[-1] + 1) % comm.size],
+            leaders=leaders,
+        )
+
+
+class Ferry:
+    """What the first rank of a team does between teams. Local, but for the messages.
+
+    Parameters
+    ----------
+    comm : Communicator
+    port : Port
+    board : int32[G + 1, WIDTH]
+        Of the team.
+    view : function of slot and j
+        The part of a slot that column-block j fills.
+    """
+
+    def __init__(self, comm: Communicator, port: Port, board: np.ndarray, view: Callable[[int, int], np.ndarray]):
+        self._comm, self._board, self._view = comm, board, view
+        self._size = len(board) - 1
+        self.port, self.places = port, np.arange(port.first, port.last)
+        self._spare: list[int] = []
+
+    def settle(self, order: np.ndarray, slots: np.ndarray) -> None:
+        """Say in which slots the blocks order[places] lie; further slots are spare."""
+        self._board[order[self.places], SLOT] = slots[: len(self.places)]
+        self._spare += slots[len(self.places) :].tolist()
+
+    def run(self, before: np.ndarray, order: np.ndarray, turn: int, steps: int, job: Job) -> None:
+        """Lay the blocks in `order`, and hand them on until every step is done here, or the job fails.
+
+        Raises what another rank has failed with.
+        """
+        self.lay(before, order, turn)
+        if steps == self._size:
+            passage = _Passage(self, order, turn)
+            self._comm.wait_until(lambda: passage.complete() or job.failed or self._board[self._size, DONE] != 0)
+        self._comm.wait_until(job.ended.is_set, job.ended)
+
+    def lay(self, before: np.ndarray, order: np.ndarray, turn: int) -> None:
+        """Move column-blocks so that order[i] is at place i, for all i, and announce each with the count `turn`.
+
+        Every team offers all that leave it at once, and takes in as many as it has room for; whatever has left makes
+        room for more. Room is never lost, so some team that still expects blocks always has some, and whatever it
+        takes in has been offered already: the exchange can't come to a halt.
+        """
+        place_before, place_after = np.argsort(before), np.argsort(order)
+        here, wanted = {int(j) for j in before[self.places]}, [int(j) for j in order[self.places]]
+        announce_all(self._board, np.array([j for j in wanted if j in here], np.int64), turn)
+        expected = [j for j in wanted if j not in here]
+        leaving = [self.send(j, self._leader(place_after[j]), 1 + j) for j in here.difference(wanted)]
+        coming: list[tuple[Flight, int]] = []
+        while expected or leaving or coming:
+            while expected and self.has_room:
+                j = expected.pop(0)
+                coming.append((self.receive(j, self._leader(place_before[j]), 1 + j), turn))
+            flights = [*leaving, *(flight for flight, _ in coming)]
+            self._comm.wait_until(functools.partial(_any_arrived, flights))
+            leaving, coming = self.land(leaving, coming)
+
+    def send(self, j: int, peer: int, tag: int) -> "Flight":
+        """Start to send a block of the team."""
+        slot = int(self._board[j, SLOT])
+        return Flight(self._comm.start([Message(self._view(slot, j), peer, tag)], []), j, slot)
+
+    def receive(self, j: int, peer: int, tag: int) -> "Flight":
+        """Start to receive a block into a spare slot."""
+        slot = self._spare.pop(0)
+        return Flight(self._comm.start([], [Message(self._view(slot, j), peer, tag)]), j, slot)
+
+    def land(
+        self, leaving: list["Flight"], coming: list[tuple["Flight", int]]
+    ) -> tuple[list["Flight"], list[tuple["Flight", int]]]:
+        """Take note of what has been sent, and announce with its count what has come; return the rest."""
+        under_way: list[Flight] = []
+        for flight in leaving:
+            if flight.pending.arrived():
+                self._spare.append(flight.slot)
+            else:
+                under_way.append(flight)
+        expected: list[tuple[Flight, int]] = []
+        for flight, count in coming:
+            if flight.pending.arrived():
+                self._board[flight.j, SLOT] = flight.slot
+                announce_all(self._board, np.array([flight.j]), count)
+            else:
+                expected.append((flight, count))
+        return under_way, expected
+
+    def visited(self, j: int) -> int:
+        """How often a block of the team has been visited."""
+        return int(self._board[j, DONE])
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is spare."""
+        return bool(self._spare)
+
+    def _leader(self, place: int) -> int:
+        return self.port.leaders[owner(self._size, self._comm.size, int(place))]
+
+
+@dataclass
+class Flight:
+    """A block under way, and the slot that it leaves or comes to."""
+
+    pending: Pending
+    j: int
+    slot: int
+
+
+def _any_arrived(flights: list[Flight]) -> bool:
+    return any(flight.pending.arrived() for flight in flights)
+
+
+class _Passage:
+    """One pass round the ring: the blocks that leave, in order, and those that come."""
+
+    def __init__(self, ferry: Ferry, order: np.ndarray, turn: int):
+        self._ferry, self._turn, self._size = ferry, turn, len(order)
+        steps = np.arange(self._size)
+        self._to_leave, self._to_come = (
+            order[(end + steps) % self._size] for end in (ferry.port.first, ferry.port.last)
+        )
+        self._left = self._come = 0  # how many have begun to
+        self._leaving: list[Flight] = []
+        self._coming: list[tuple[Flight, int]] = []
+
+    def complete(self) -> bool:
+        """Do what can be done now; whether all is done."""
+        ferry = self._ferry
+        self._leaving, self._coming = ferry.land(self._leaving, self._coming)
+        while self._left < self._size and self._may_leave(int(self._to_leave[self._left])):
+            self._leaving.append(ferry.send(int(self._to_leave[self._left]), ferry.port.above, 0))
+            self._left += 1
+        while self._come < self._size and ferry.has_room:
+            flight = ferry.receive(int(self._to_come[self._come]), ferry.port.below, 0)
+            self._come += 1
+            self._coming.append((flight, self._turn + self._come))
+        return self._left == self._come == self._size and not self._leaving and not self._coming
+
+    def _may_leave(self, j: int) -> bool:
+        return self._ferry.visited(j) == self._turn + self._left + 1

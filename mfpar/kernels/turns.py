@@ -1,0 +1,202 @@
+"""Taking turns at column-blocks: how workers, threads or processes, keep to the schedule without a word between them.
+
+A worker visits its row-blocks step by step. In step s row-block i meets column-block j = order[(i + s) mod G], which
+row-block i + 1 met in step s − 1. So all that a worker has to know is how often j has been visited: a count on the
+*board*, which every worker of a node sees. It waits until the count says that it is its turn, and adds one when it has
+done. No worker waits for a step to end everywhere; a slow one holds up its neighbours only once they have used up what
+lies between them. The order in which a row-block meets its column-blocks, and a column-block its row-blocks, stays that
+of the schedule, and with it every bit.
+
+Who has to wait long sleeps in the kernel of the operating system (Linux's futex: Franke, Russell, Kirkwood: Fuss,
+futexes and furwocks, Ottawa Linux Symposium 2002), so that it leaves its core to those that work.
+"""
+
+import platform
+import sys
+import time
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from mfpar.kernels.compile import compiled, inlined
+
+# The board is int32[G + 1, WIDTH], a cache line for each column-block: how often it has been visited, whether somebody
+# sleeps until that changes, in which slot it lies. The last line says, in its first place, that all shall stop.
+DONE, ASLEEP, SLOT = range(3)
+WIDTH = 16
+
+# A worker's clocks: nanoseconds that it has waited, and worked. The marks of a visit: when it came, began, ended.
+WAITED, WORKED = range(2)
+CAME, BEGAN, ENDED = range(3)
+
+LOOKS = 100  # at the count before a worker lies down: some microseconds
+NAP = 50_000_000  # nanoseconds, after which a sleeper looks whether all shall stop
+FUTEX = {"x86_64": 202, "aarch64": 98, "ppc64le": 221, "riscv64": 98}.get(platform.machine())  # number of the call
+FUTEX = FUTEX if sys.platform == "linux" else None
+POLL = 50  # microseconds of sleep between looks, where there is no futex
+CLOCK = getattr(time, "CLOCK_MONOTONIC", 1)  # that of Python's time.monotonic_ns
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+class Turns(NamedTuple):
+    """What a worker visits, and when.
+
+    Row-blocks first … last − 1, `origin` being the number of this rank's row-block 0 in the grid; in each of `steps`
+    steps all of them, row-block i in step s column-block order[(origin + i + s) mod G] when the board says turn + s.
+    """
+
+    first: Any  # int64
+    last: Any  # int64
+    origin: Any  # int64
+    steps: Any  # int64
+    turn: Any  # int64: below 2^31
+    order: Any  # int64[G]
+    board: Any  # int32[G + 1, WIDTH]
+    starts: Any  # int64[slots]: where each slot begins in Q
+    clocks: Any  # int64[B, 2], grows
+    marks: Any  # int64[B, steps, 3], or int64[B, 0, 3] if nobody wants to know
+
+
+_INTEGERS, _LINE, _TABLE, _SHEETS = types.int64, types.int64[::1], types.int64[:, ::1], types.int64[:, :, ::1]
+TURNS = types.NamedTuple((*(_INTEGERS,) * 5, _LINE, types.int32[:, ::1], _LINE, _TABLE, _SHEETS), Turns)
+
+
+def _call(builder, name, result, *arguments):
+    """Call a function of the C library by its name, which the linker of a cached kernel will find again."""
+    function_type = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
+
+
+def _at(context, builder, signature, args):
+    """Pointer to board[line, field], of (board, line, field, …)."""
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    return builder.gep(data, [builder.add(builder.mul(args[1], ir.Constant(I64, WIDTH)), args[2])])
+
+
+@intrinsic
+def look(typing, board, line, field):
+    """board[line, field] as others have left it, with all that they did before."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(_at(context, builder, signature, args), "seq_cst", 4)
+
+    return types.int32(board, types.int64, types.int64), codegen
+
+
+@intrinsic
+def show(typing, board, line, field, value):
+    """board[line, field] = value, for all to see after what was done before."""
+
+    def codegen(context, builder, signature, args):
+        at = _at(context, builder, signature, args)
+        builder.atomic_rmw("xchg", at, args[3], "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(board, types.int64, types.int64, types.int32), codegen
+
+
+@intrinsic
+def sleep(typing, board, line, seen):
+    """Sleep until somebody wakes those who look at the count of `line`, unless it is no longer `seen`; not for long."""
+
+    def codegen(context, builder, signature, args):
+        if FUTEX is None:
+            _call(builder, "usleep", I32, ir.Constant(I32, POLL))
+        else:
+            place = [*args[:2], ir.Constant(I64, DONE)]
+            at = builder.ptrtoint(_at(context, builder, signature, place), I64)
+            nap = cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(I64, 2), [0, NAP]))
+            wait, nothing = ir.Constant(I64, 0), ir.Constant(I64, 0)
+            seen = builder.sext(args[2], I64)
+            timeout = builder.ptrtoint(nap, I64)
+            _call(builder, "syscall", I64, ir.Constant(I64, FUTEX), at, wait, seen, timeout, nothing, nothing)
+        return context.get_dummy_value()
+
+    return types.void(board, types.int64, types.int32), codegen
+
+
+@intrinsic
+def wake(typing, board, line):
+    """Wake all who sleep at the count of `line`."""
+
+    def codegen(context, builder, signature, args):
+        if FUTEX is not None:
+            place = [*args, ir.Constant(I64, DONE)]
+            at = builder.ptrtoint(_at(context, builder, signature, place), I64)
+            waking, everybody, nothing = (ir.Constant(I64, value) for value in (1, 2**31 - 1, 0))
+            call = ir.Constant(I64, FUTEX)
+            _call(builder, "syscall", I64, call, at, waking, everybody, nothing, nothing, nothing)
+        return context.get_dummy_value()
+
+    return types.void(board, types.int64), codegen
+
+
+@intrinsic
+def now(typing):
+    """int64: nanoseconds on the clock of Python's time.monotonic_ns."""
+
+    def codegen(context, builder, signature, args):
+        time_type = ir.ArrayType(I64, 2)
+        at = cgutils.alloca_once(builder, time_type)
+        _call(builder, "clock_gettime", I32, ir.Constant(I32, CLOCK), builder.bitcast(at, I8.as_pointer()))
+        seconds, rest = (builder.extract_value(builder.load(at), part) for part in (0, 1))
+        return builder.add(builder.mul(seconds, ir.Constant(I64, 10**9)), rest)
+
+    return types.int64(), codegen
+
+
+@inlined
+def announce(board, line, count):
+    """Set the count of a column-block, and wake who waits for it."""
+    show(board, line, DONE, count)
+    if look(board, line, ASLEEP) != 0:
+        show(board, line, ASLEEP, 0)
+        wake(board, line)
+
+
+@inlined
+def come(turns, n):
+    """Wait for the n-th visit of a worker: its row-block i, column-block j, and where that begins; i < 0: all stop."""
+    held = turns.last - turns.first
+    step, place = n // held, n % held
+    i = turns.first + place
+    j = turns.order[(turns.origin + i + step) % len(turns.order)]
+    came = now()
+    stop = len(turns.order)
+    looks = 0
+    while look(turns.board, stop, DONE) == 0:
+        seen = look(turns.board, j, DONE)
+        if seen == turns.turn + step:
+            began = now()
+            turns.clocks[i, WAITED] += began - came
+            turns.clocks[i, WORKED] -= began
+            if turns.marks.shape[1] > 0:
+                turns.marks[i, step, CAME], turns.marks[i, step, BEGAN] = came, began
+            return i, j, turns.starts[look(turns.board, j, SLOT)]
+        looks += 1
+        if looks > LOOKS:
+            show(turns.board, j, ASLEEP, 1)
+            sleep(turns.board, j, seen)
+    return -1, j, 0
+
+
+@inlined
+def go(turns, n, i, j):
+    """End the n-th visit: the next may come."""
+    step = n // (turns.last - turns.first)
+    ended = now()
+    turns.clocks[i, WORKED] += ended
+    if turns.marks.shape[1] > 0:
+        turns.marks[i, step, ENDED] = ended
+    announce(turns.board, j, turns.turn + step + 1)
+
+
+@compiled("board", types.void(types.int32[:, ::1], types.int64[::1], types.int64))
+def announce_all(board, lines, count):
+    """Set the count of some column-blocks, from Python: board int32[G + 1, WIDTH], lines int64[n], count."""
+    for line in lines:
+        announce(board, line, count)
