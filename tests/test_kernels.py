@@ -21,13 +21,15 @@ from mfpar.kernels import (
     REFUSED,
     RIGHT,
     SCORES,
+    SLOT,
     SQUARES,
     SUMS,
     VALUE,
+    WIDTH,
     Kind,
     Knobs,
+    Turns,
     contrast_kernel,
-    dense_kernel,
     pairs_kernel,
     register,
     score_kernel,
@@ -84,21 +86,28 @@ class Blocks:
 
     @property
     def sides(self):
-        p_counts, q_counts = np.array(ROW_SIZES) + 1, np.array(COL_SIZES)[self.met] + 1
-        return self.p.buffer, self.p.starts, p_counts, self.q.buffer, self.q.starts[self.met], q_counts
+        return self.p.buffer, self.p.starts, np.array(ROW_SIZES) + 1, self.q.buffer, np.array(COL_SIZES) + 1
+
+    def turns(self, first=0, last=3):
+        """One visit of each of the row-blocks first … last − 1."""
+        order, board = np.empty(3, np.int64), np.zeros((4, WIDTH), np.int32)
+        order[(ORIGIN + np.arange(3)) % 3] = self.met
+        board[:3, SLOT] = np.arange(3)
+        clocks, marks = np.zeros((3, 2), np.int64), np.zeros((3, 0, 3), np.int64)
+        return Turns(first, last, ORIGIN, 1, 0, order, board, self.q.starts, clocks, marks)
 
     def step(self, kernel, first=0, last=3, knobs=None):
         """Run a kernel that updates on row-blocks first … last − 1; returns its sums."""
         sums = np.zeros((3, SUMS))
         knobs = knobs or knobs_of(self.layout.factors)
-        kernel(first, last, self.met, *self.strip, *self.sides, knobs, ORIGIN, KEY, sums)
+        kernel(self.turns(first, last), *self.strip, *self.sides, knobs, KEY, sums)
         return sums
 
     def score(self, kernel, first=0, last=3, low=-np.inf, high=np.inf):
         """Run a kernel that scores; returns its sums."""
         scores = np.zeros((3, SCORES))
         constants = (np.float32(constant) for constant in (0.3, low, high))
-        kernel(first, last, self.met, *self.strip, *self.sides, *constants, scores)
+        kernel(self.turns(first, last), *self.strip, *self.sides, *constants, scores)
         return scores
 
     def ratings(self, i):
@@ -157,13 +166,13 @@ def make(
     return Blocks(layout, *slots, np.array([1, 2, 0]), offsets, rows, cols, values, weights)
 
 
-def check_twin(blocks, kernels, rules, rtol=1e-5, atol=2e-6):
-    """All that kernels change is what the twin says."""
+def check_twin(blocks, kernel, rules, rtol=1e-5, atol=2e-6):
+    """All that a kernel changes is what the twin says."""
     expected = []
     for i, met in enumerate(blocks.met):
         sides = blocks.both(i)
         expected.append((sides, naive.visit(*sides, blocks.ratings(i), rules, int(KEY), (ORIGIN + i, int(met)))))
-    sums = sum(blocks.step(kernel, knobs=Knobs(*map(np.float32, rules.knobs))) for kernel in kernels)
+    sums = blocks.step(kernel, knobs=Knobs(*map(np.float32, rules.knobs)))
     for i, (sides, told) in enumerate(expected):
         for twin, side in zip(sides, blocks.both(i), strict=True):
             for part in ("factors", "bias", "sums", "scales"):
@@ -177,7 +186,7 @@ def check_twin(blocks, kernels, rules, rtol=1e-5, atol=2e-6):
 @pytest.mark.parametrize(("factors", "biases"), [*((factors, True) for factors in FACTORS), (7, False), (100, False)])
 def test_update_equals_its_twin(factors, biases, adagrad):
     blocks = make(factors, biases, adagrad)
-    check_twin(blocks, [update_kernel(blocks.kind())], naive.Rules(SQUARED, knobs_of(factors)))
+    check_twin(blocks, update_kernel(blocks.kind()), naive.Rules(SQUARED, knobs_of(factors)))
 
 
 # One by one in test_objectives.py.
@@ -195,7 +204,7 @@ def test_update_with_options_equals_its_twin(options, adagrad):
     knobs = knobs_of(7, **(L1 if "l1" in options else {}))
     rules = naive.Rules(SQUARED, knobs, "nonnegative" in options, every=options.get("every", 1))
     before = blocks.p.buffer.copy()
-    check_twin(blocks, [update_kernel(blocks.kind(**given))], rules)
+    check_twin(blocks, update_kernel(blocks.kind(**given)), rules)
     assert (blocks.p.buffer != before).any()
     rows = np.concatenate([np.ravel(blocks.side(blocks.p, ROW_SIZES, i).factors[:-1]) for i in (1, 2)])
     assert ("l1" in options or "nonnegative" in options) == bool((rows == 0).any())
@@ -206,15 +215,14 @@ def test_update_with_options_equals_its_twin(options, adagrad):
 def test_one_class_equals_its_twin(cells, adagrad):
     blocks = make(7, False, adagrad, weighted=True, per_block=40)  # with biases: test_objectives.py
     kind = blocks.kind(ONE_CLASS, cells=cells)
-    kernels = [update_kernel(kind), *([dense_kernel(kind)] if cells == "all" else [])]
-    check_twin(blocks, kernels, naive.Rules(ONE_CLASS, knobs_of(7), cells=cells))
+    check_twin(blocks, update_kernel(kind), naive.Rules(ONE_CLASS, knobs_of(7), cells=cells))
 
 
 def test_the_dense_step_of_non_negative_factors_equals_its_twin():
     blocks = make(5, per_block=40)
     kind = blocks.kind(ONE_CLASS, cells="all", nonnegative=True)
     rules = naive.Rules(ONE_CLASS, knobs_of(5), nonnegative=True, cells="all")
-    check_twin(blocks, [update_kernel(kind), dense_kernel(kind)], rules)
+    check_twin(blocks, update_kernel(kind), rules)
     assert all(min(map(min, blocks.side(blocks.q, COL_SIZES, j).factors[:-1])) >= 0 for j in range(3))
 
 
@@ -222,7 +230,7 @@ def test_the_dense_step_of_non_negative_factors_equals_its_twin():
 def test_pairs_equal_their_twin(cells):
     blocks, loss = make(7, False, per_block=40), BUILTIN[f"bpr-{cells}"]  # with options: test_objectives.py
     rules = naive.Rules(loss, knobs_of(7), cells=cells, every=3)
-    check_twin(blocks, [pairs_kernel(blocks.kind(loss, cells=cells, every=3))], rules)
+    check_twin(blocks, pairs_kernel(blocks.kind(loss, cells=cells, every=3)), rules)
 
 
 @pytest.mark.parametrize("cells", ["sampled", "row", "col"])
@@ -239,8 +247,8 @@ def test_contrast_equals_its_twin_and_changes_nothing(cells):
     knobs, scores = knobs_of(7), np.zeros((3, SCORES))
     before = held.p.buffer.copy(), held.q.buffer.copy()
     kernel = contrast_kernel(held.kind(loss, cells=cells))
-    constants = knobs.base, knobs.weight, knobs.target, ORIGIN, KEY
-    kernel(0, 3, held.met, *held.strip, *trained.strip, *held.sides, *constants, scores)
+    constants = knobs.base, knobs.weight, knobs.target, KEY
+    kernel(held.turns(), *held.strip, *trained.strip, *held.sides, *constants, scores)
     for i, met in enumerate(held.met):
         samples = naive.stream(int(KEY), ORIGIN + i, int(met))
         ratings = held.ratings(i), trained.ratings(i)
@@ -507,13 +515,13 @@ def test_the_twin_of_fused_multiply_add_rounds_once():
 BITS = """
 import hashlib, sys
 sys.path.insert(0, {tests!r})
-from test_kernels import EVERYTHING, BUILTIN, dense_kernel, make, pairs_kernel, score_kernel, update_kernel
+from test_kernels import EVERYTHING, BUILTIN, make, pairs_kernel, score_kernel, update_kernel
 cases = [
     (BUILTIN["squared"], "rated", 32, False, [update_kernel, score_kernel]),
     (BUILTIN["squared"], "rated", 100, True, [update_kernel]),
     (EVERYTHING, "rated", 8, False, [update_kernel]),
     (BUILTIN["bpr-row"], "row", 32, False, [pairs_kernel]),
-    (BUILTIN["one-class"], "all", 5, False, [dense_kernel]),
+    (BUILTIN["one-class"], "all", 5, False, [update_kernel]),
 ]
 sha = hashlib.sha256()
 for loss, cells, factors, adagrad, kernels in cases:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -133,20 +134,26 @@ def test_ranks_exchange_messages_and_fail_together(tmp_path):
             comm.start([Message(s, above, tag)], [Message(g, below, tag)])
             for s, g, tag in zip(sent, got, tags, strict=True)
         ]
-        until = time.monotonic() + SOON
-        while not all(flight._done for flight in flights) and time.monotonic() < until:
-            time.sleep(0.01)  # without a call into MPI from here, as a kernel would run
         for k, (flight, array) in enumerate(zip(flights, got, strict=True)):
-            assert flight._done
             flight.wait()
             assert flight.arrived()
             assert (array == 10 * below + k).all()
         assert comm.bytes_sent == 3 * (4 << 20)
-        before = comm.seconds_waiting
-        polls = itertools.count()
+        polls, event = itertools.count(), threading.Event()
         comm.wait_until(lambda: next(polls) == 9)
-        assert comm.seconds_waiting > before
+        threading.Timer(0.1, event.set).start()
+        comm.wait_until(event.is_set, event)
+        _a_team_sees_one_memory(comm, [0, 0, 0])
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "far" if MPI.COMM_WORLD.rank == 2 else "near")
+        comm = Mpi(MPI.COMM_WORLD)
+        with comm.guard():
+            _a_team_sees_one_memory(comm, [0, 0, 2])
+        patch.setattr("mfpar.parallel.mpi.Address.map", lambda self, size: None)
+        comm = Mpi(MPI.COMM_WORLD)
+        with comm.guard():
+            _a_team_sees_one_memory(comm, [0, 1, 2])
     _a_known_error_reaches_those_who_wait_in_a_gather(Mpi(MPI.COMM_WORLD))
     _an_unknown_error_reaches_those_who_wait_for_a_message(Mpi(MPI.COMM_WORLD))
     _an_error_reaches_those_who_are_done(Mpi(MPI.COMM_WORLD))
@@ -154,6 +161,17 @@ def test_ranks_exchange_messages_and_fail_together(tmp_path):
     _nobody_leaves_before_all_have_cleaned_up(Mpi(MPI.COMM_WORLD), MPI.COMM_WORLD.bcast(tmp_path / "cleaned"))
     with Mpi(MPI.COMM_WORLD).guard():
         pass
+
+
+def _a_team_sees_one_memory(comm, leaders):
+    assert comm.leaders == leaders
+    memory = comm.share(1000)
+    assert (len(memory), memory.ctypes.data % 64) == (1000, 0)
+    assert not memory.any()
+    comm.gather(None)
+    memory[comm.rank] = 1 + comm.rank
+    comm.gather(None)
+    assert memory[:3].tolist() == [1 + rank if leaders[rank] == leaders[comm.rank] else 0 for rank in range(3)]
 
 
 def _guarded(comm, body):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import naive
 import numpy as np
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from mfpar.engine.crew import Crew
 from mfpar.engine.rotation import Rotation
+from mfpar.engine.trace import Trace
 from mfpar.errors import StorageError
 from mfpar.grid import Grid, balanced_cuts, span
-from mfpar.kernels import BEGAN, CAME, ENDED, WAITED, WORKED, Kind, register, score_kernel
+from mfpar.kernels import BEGAN, CAME, ENDED, Kind, register, score_kernel
 from mfpar.losses import BUILTIN
 from mfpar.parallel.comm import Message, Serial
 from mfpar.schedule import ring
@@ -58,7 +60,7 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str], threads
         assert block.shape == (lengths[j],)
         block[:] = name(j, 0)
 
-    rotation = Rotation(grid, LAYOUT, comm, fill, Crew(threads))
+    rotation = Rotation(grid, LAYOUT, comm, fill, Crew(threads), Trace(comm, None))
     meetings_so_far = 0
     kept: list[tuple[np.ndarray, list[np.ndarray]]] = []  # the order of some moment, and copies of what lay there
 
@@ -97,10 +99,9 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str], threads
             comm.gather(None)
         else:
             before = comm.bytes_sent
-            visits = rotation.run(ring(grid.size, seed, stage), visit)
+            rotation.run(ring(grid.size, seed, stage), visit)
             comm.gather(None)
             meetings_so_far += grid.size
-            assert visits.clocks.shape == (last - first, 2)
             assert (comm.bytes_sent > before) <= (len(set(comm.leaders)) > 1)
             for j, block in zip(rotation.order[first:last], rotation.held(), strict=True):
                 assert (block == name(int(j), meetings_so_far)).all()
@@ -156,7 +157,7 @@ def test_a_team_holds_a_share_of_the_blocks_and_room_for_two():
     grid = Grid(*[balanced_cuts(np.ones(96, np.int64), 32)] * 2)
 
     def room(comm):
-        return len(Rotation(grid, LAYOUT, comm, lambda block, j: None, Crew(1)).slots.starts)
+        return len(Rotation(grid, LAYOUT, comm, lambda block, j: None, Crew(1), Trace(comm, None)).slots.starts)
 
     assert [simulated.run(4, room, team=team) for team in (1, 2, 3, 4)] == [
         [10] * 4,
@@ -181,7 +182,7 @@ def test_an_error_in_one_thread_ends_the_pass_on_all_ranks(team):
                 if (comm.rank, place, j) == (2, 1, 5):
                     raise StorageError("no more")
 
-        rotation = Rotation(grid, LAYOUT, comm, lambda block, j: None, Crew(2))
+        rotation = Rotation(grid, LAYOUT, comm, lambda block, j: None, Crew(2), Trace(comm, None))
         rotation.run(ring(8, 0, 1), visit)
 
     outcomes = simulated.run_all(4, fail, team=team)
@@ -194,7 +195,9 @@ def test_compiled_workers_take_turns_as_their_twin_does():
     kind = Kind(8, LAYOUT.factors, register(BUILTIN["squared"]), True, True, "uint16", "uint16", paced=True)
     kernel, empty = score_kernel(kind), np.empty(0, np.float32)
     strip = np.zeros((6, 7), np.int64), *np.empty((2, 0), np.uint16), empty, empty
-    rotation = Rotation(grid, LAYOUT, Serial(), lambda block, j: None, Crew(2), marking=True)
+    noted = []
+    trace = SimpleNamespace(wanted=True, visits=lambda *what: noted.append(what))
+    rotation = Rotation(grid, LAYOUT, Serial(), lambda block, j: None, Crew(2), trace)
     p_side = np.zeros(6 * 100, np.float32), np.arange(6) * 100, np.full(6, 2)
     limits = np.float32(0), np.float32(0), np.float32(1)
 
@@ -206,18 +209,20 @@ def test_compiled_workers_take_turns_as_their_twin_does():
                 log.note(place, j)
 
     before = time.monotonic_ns()
-    visits = rotation.run(ring(6, 3, 1), visit)
+    waited, worked = rotation.run(ring(6, 3, 1), visit, name="look")
     after = time.monotonic_ns()
+    [(what, marks, shares, order, origin)] = noted
+    assert (what, shares, order.tolist(), origin) == ("look", [(0, 3), (3, 6)], ring(6, 3, 1).tolist(), 0)
     assert [len(met) for met in log.of_row] == [0, 0, 0, 6, 6, 6]
-    came, began, ended = (visits.marks[:3, :, part] for part in (CAME, BEGAN, ENDED))
-    assert visits.marks.shape == (6, 6, 3)
+    came, began, ended = (marks[:3, :, part] for part in (CAME, BEGAN, ENDED))
+    assert marks.shape == (6, 6, 3)
     assert before < came.min()
     assert ended.max() < after
     assert (came <= began).all()
     assert (began <= ended).all()
     assert (ended[:, :-1] <= came[:, 1:]).all()
-    np.testing.assert_array_equal(visits.clocks[:3, WAITED], (began - came).sum(axis=1))
-    np.testing.assert_array_equal(visits.clocks[:3, WORKED], (ended - began).sum(axis=1))
+    assert waited == pytest.approx((began - came).sum() / 2e9)  # two threads, of which one keeps no time
+    assert worked == pytest.approx((ended - began).sum() / 2e9)
 
 
 def test_the_simulation_tells_a_block_that_is_used_too_late():

@@ -34,6 +34,7 @@ def factorize(
     ranks: int | None = None,
     callback: Callable[[EpochReport], None] | None = None,
     log: str | Path | None = None,
+    trace: str | Path | None = None,
     force: bool = False,
     implicit: bool = False,
     weights: str | None = None,
@@ -56,6 +57,8 @@ def factorize(
         Called after every epoch; on the first rank only.
     log : path, optional
         Write the run's JSON lines there.
+    trace : path, optional
+        Write there what each rank and thread did when, for Perfetto or Chrome.
     force : bool
         Overwrite `output`.
     implicit, weights : see `convert`; not for a blocked file, which knows
@@ -96,9 +99,9 @@ def factorize(
             refuse_existing(target, force, files_of(ratings))  # before a conversion that may take long
         source = blocked(ratings, team, target, converted, implicit=implicit, weights=weights)
         if ranks is None:
-            train_file(source, target, model, train, team, listen, log=log, force=force)
+            train_file(source, target, model, train, team, listen, log=log, trace=trace, force=force)
         else:
-            train_on_ranks(source, target, model, train, ranks, listen, log=log, force=force)
+            train_on_ranks(source, target, model, train, ranks, listen, log=log, trace=trace, force=force)
         opened = open_model(target, find(model.loss))
         team.gather(None)  # all have it open: on one file system its folder may go once nobody holds the model
         if folder:

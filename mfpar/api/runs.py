@@ -15,6 +15,7 @@ from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.course import Course
 from mfpar.engine.report import EpochReport, describe_run
 from mfpar.engine.tables import require_places
+from mfpar.engine.trace import Trace
 from mfpar.engine.training import Training
 from mfpar.losses import Loss, importable
 from mfpar.model.saving import save_model
@@ -33,6 +34,7 @@ def train_file(
     listen: Callable[[Event], None],
     *,
     log: str | Path | None = None,
+    trace: str | Path | None = None,
     force: bool = False,
 ) -> str:
     """Train on a blocked file and save the model; within `comm.guard`. Collective.
@@ -40,6 +42,7 @@ def train_file(
     Parameters
     ----------
     listen : called on the first rank with each event of the run, the same that `log` gets as lines
+    trace : file that gets a trace of the run, see `mfpar.engine.trace`
 
     Returns
     -------
@@ -52,9 +55,10 @@ def train_file(
     """
     output = Path(output)
     if comm.rank == 0:
-        _refuse_outputs(Path(path), output, log, force)
+        _refuse_outputs(Path(path), output, log, trace, force)
     curve: list[Event] = []
     with BlockedFile(path) as file, contextlib.ExitStack() as closing:
+        tracing = closing.enter_context(Trace(comm, Path(trace) if trace else None))
         lines = closing.enter_context(_log_file(log)) if log and comm.rank == 0 else None
 
         def tell(kind: str, content: dict[str, Any]) -> None:
@@ -68,11 +72,12 @@ def train_file(
         def on_epoch(report: EpochReport) -> None:
             curve[:] = [*(event for event in curve if event["epoch"] < report.epoch), report.as_dict()]
             tell("epoch", report.as_dict())
+            tracing.flush()
 
         model, loss = model.resolved()
         train = train.resolved(loss)
         description = describe_run(file, model, train, comm)
-        training = Training(file, model, loss, train, comm)
+        training = Training(file, model, loss, train, comm, tracing)
         tell("run", description)
         if comm.size > 1 and file.grid.size < 2 * comm.size:
             tell("warning", {"message": _crowded(file.grid.size, comm.size)})
@@ -82,7 +87,10 @@ def train_file(
             "curve": curve,
             "versions": description["versions"],
         }
-        return save_model(output, training, file, record, comm)
+        with tracing.span("save"):
+            fingerprint = save_model(output, training, file, record, comm)
+        tracing.flush()
+        return fingerprint
 
 
 def train_on_ranks(
@@ -94,12 +102,13 @@ def train_on_ranks(
     listen: Callable[[Event], None],
     *,
     log: str | Path | None = None,
+    trace: str | Path | None = None,
     force: bool = False,
 ) -> None:
     """`train_file` on `ranks` ranks that mpirun starts on this machine; raises what they raise. Local."""
     if ranks < 1:
         raise errors.ConfigError(f"ranks={ranks}: expected an integer ≥ 1")
-    _refuse_outputs(Path(path), Path(output), log, force)
+    _refuse_outputs(Path(path), Path(output), log, trace, force)
     with BlockedFile(path) as file:
         require_places(file.grid.size, ranks)
     if isinstance(model.loss, Loss):
@@ -120,7 +129,8 @@ def train_on_ranks(
 
     arguments = ["train", str(path), "--output", str(output), "--progress", "json"]
     arguments += [*model.as_options(), *train.as_options()]
-    arguments += ["--log", str(log)] * (log is not None) + ["--force"] * force
+    arguments += ["--log", str(log)] * (log is not None) + ["--trace", str(trace)] * (trace is not None)
+    arguments += ["--force"] * force
     code, complaints = launch.run_ranks(arguments, ranks, on_line)
     if failure:
         raise failure[0]
@@ -130,14 +140,18 @@ def train_on_ranks(
         raise errors.RankError(f"the ranks ended with exit code {code}{killed}: {said[0] if said else 'no message'}")
 
 
-def _refuse_outputs(path: Path, output: Path, log: str | Path | None, force: bool) -> None:
-    """A model or a log must not replace the ratings, nor one the other."""
+def _refuse_outputs(path: Path, output: Path, log: str | Path | None, trace: str | Path | None, force: bool) -> None:
+    """No output must replace the ratings, nor one the other."""
     refuse_existing(output, force, [path])
-    if log is not None:
-        if Path(log).absolute() == output.absolute():
-            raise errors.OutputExistsError(f"{log}: is wanted for the model and for the log; choose two names")
-        if not Path(log).exists() or Path(log).is_file():  # a log may also go to a pipe or a device
-            refuse_existing(Path(log), force, [path])
+    taken = {output.absolute(): "model"}
+    for name, file in (("log", log), ("trace", trace)):
+        if file is None:
+            continue
+        if other := taken.get(Path(file).absolute()):
+            raise errors.OutputExistsError(f"{file}: is wanted for the {other} and for the {name}; choose two names")
+        taken[Path(file).absolute()] = name
+        if name == "trace" or not Path(file).exists() or Path(file).is_file():  # a log may go to a pipe or a device
+            refuse_existing(Path(file), force, [path])
 
 
 @contextlib.contextmanager
@@ -154,6 +168,6 @@ def _log_file(path: str | Path) -> Iterator[TextIO]:
 
 def _crowded(grid: int, ranks: int) -> str:
     return (
-        f"{ranks} ranks for a grid of {grid}: ranks with a single row-block can't compute while they exchange; "
+        f"{ranks} ranks for a grid of {grid}: a rank with a single row-block waits for its neighbour at every step; "
         f"convert with --grid {4 * ranks} or use fewer ranks"
     )

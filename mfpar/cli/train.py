@@ -20,6 +20,9 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine")
     parser.add_argument("--log", metavar="RUN.jsonl", help="write a line of JSON at the start and after every epoch")
     parser.add_argument(
+        "--trace", metavar="TRACE.json", help="write what each rank and thread did when, for Perfetto (ui.perfetto.dev)"
+    )
+    parser.add_argument(
         "--progress", choices=("auto", "bar", "plain", "json", "none"), default="auto",
         help="how to show progress (default: a bar on a terminal, plain lines elsewhere)",
     )  # fmt: skip
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     config = read_config(args.config)
     model, train = (settings_of(args, kind, config[name]) for name, kind in SETTINGS)
-    options: dict[str, Any] = {"log": args.log, "force": args.force}
+    options: dict[str, Any] = {"log": args.log, "trace": args.trace, "force": args.force}
     if args.ranks is not None:
         with display(args.progress, train.epochs) as show:
             api.train_on_ranks(args.file, args.output, model, train, args.ranks, show, **options)

@@ -32,6 +32,7 @@ class Copies:
         self._kept: dict[str, int] = {}  # number of the copy, by role
         self._copies: dict[int, list[np.ndarray] | Path] = {}
         self._count = 0
+        self._free: list[np.ndarray] = []  # memory of a copy that was dropped
 
     def keep(self, roles: Sequence[str], arrays: Iterable[np.ndarray]) -> None:
         """Copy float32 arrays for these roles; what the roles meant before is dropped.
@@ -43,7 +44,7 @@ class Copies:
         """
         self._count += 1
         if self._in_memory:
-            self._copies[self._count] = [array.copy() for array in arrays]
+            self._copies[self._count] = self._copied(list(arrays))
         else:
             path = self._beside.with_name(f".{self._beside.name}.{secrets.token_hex(4)}.copy.tmp")
             self._copies[self._count] = path
@@ -74,6 +75,14 @@ class Copies:
         for number in list(self._copies):
             self._drop(number)
 
+    def _copied(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Copies, where possible in memory that held others: new memory costs more than copying does."""
+        copies = self._free if [old.size for old in self._free] == [a.size for a in arrays] else None
+        copies, self._free = copies or [np.empty_like(array) for array in arrays], []
+        for copy, array in zip(copies, arrays, strict=True):
+            copy[:] = array
+        return copies
+
     def _drop_unused(self) -> None:
         for number in set(self._copies) - set(self._kept.values()):
             self._drop(number)
@@ -82,6 +91,8 @@ class Copies:
         copy = self._copies.pop(number)
         if isinstance(copy, Path):
             copy.unlink(missing_ok=True)
+        else:
+            self._free = copy
 
 
 def memory_is_ample(wanted: int, ranks_here: int) -> bool:

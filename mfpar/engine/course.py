@@ -49,7 +49,9 @@ class Course:
         self._on_epoch, self._notify, self._beside = on_epoch, notify, beside
         self._start_loss = _or_infinite(self._first_loss())
         self._rates = Rates(self._train, self._first_rate())
-        self._positions: dict[str, Any] = {}  # what belongs to each copy
+        self._positions: dict[str, Any] = {}  # what belongs to each copy, by its role
+        self._kept: dict[str, int] = {}  # after which epoch it was taken
+        self._used: dict[int, Any] = {}  # the constants of each epoch that stands
         self._best: float | None = None
         self._best_epoch = self._retreats = 0
 
@@ -80,12 +82,14 @@ class Course:
                         break
                     continue
                 rejected, loss, least = 0, done.loss, min(least, done.loss)
+                self._used[epoch] = self._knobs()
                 validation = self._report(epoch, done)
                 improved = self._improves(validation, epoch)
                 if self._train.patience is not None and epoch - self._best_epoch >= self._train.patience:
                     break
-                if epoch < self._train.epochs or improved:
-                    self._keep(improved and self._train.patience is not None)
+                best = improved and self._train.patience is not None
+                if best or (self._is_due(epoch) and epoch < self._train.epochs):
+                    self._keep(epoch, best)
                 self._rates.advance(epoch)
                 epoch += 1
             if self._train.patience is not None and self._best_epoch:
@@ -102,7 +106,7 @@ class Course:
         if epoch > 2 and math.isfinite(start):  # the first two may have begun with a step too far
             most = min(most, least + max(LOST * (start - least), BEYOND * abs(start)))
         for attempt in range(REPAIRS + 1):
-            done = self._training.run_epoch(epoch, self._knobs())
+            done = self._training.run_epoch(epoch, self._knobs(), inspect=self._is_inspected(epoch))
             if done.loss <= most + self._negligible:
                 return done
             if not math.isfinite(done.loss) and not is_builtin(self._training.objective.loss):
@@ -118,15 +122,12 @@ class Course:
     def _retreat(self, epoch: int) -> int:
         """Go back beyond the end of the last epoch, and return which epoch is next."""
         self._retreats += 1
-        if "before" in self._positions:
-            self._go_back("before")
-            self._positions["last"] = self._positions.pop("before")
-            self._copies.rename("before", "last")
-            after = epoch - 2
-        else:
-            self._training.restart()
-            self._positions.pop("last")
-            after = 0
+        if self._kept.get("last", 0) > epoch - 2:
+            del self._positions["last"], self._kept["last"]
+            if "before" in self._positions:
+                self._rename("before", "last")
+        after = epoch - 2 if "last" in self._positions else 0
+        self._restore(after + 1)
         back = f"the end of epoch {after}" if after else "the start"
         message = f"no rate helps in epoch {epoch}, so the one before did harm: back to {back}"
         self._notify("retry", {"epoch": after + 1, "lr": self._rates.now, "message": message})
@@ -165,19 +166,44 @@ class Course:
         self._notify("retry", {"epoch": epoch, "lr": self._rates.now, "message": message})
 
     def _restore(self, epoch: int) -> None:
-        if epoch == 1:
-            self._training.restart()
+        """Go back to the end of the epoch before: to a copy, and from there through the epochs since, once more."""
+        role = next((role for role in ("last", "before") if self._kept.get(role, epoch) < epoch), None)
+        if role:
+            self._go_back(role)
         else:
-            self._go_back("last")
+            self._training.restart()
+        missing = range(self._kept[role] + 1 if role else 1, epoch)
+        for again in missing:  # to the very same bits
+            self._training.run_epoch(again, self._used[again])
+        if missing:
+            self._keep(epoch - 1, best=False)
 
-    def _keep(self, best: bool) -> None:
-        """Copy the state at the end of an epoch, and remember the one before."""
+    def _is_due(self, epoch: int) -> bool:
+        """Whether to copy the state at the end of an epoch.
+
+        A copy takes about as long as ten updates of each row. Where going back is the exception, there are fewer of
+        them the longer the run; what lies behind a copy takes no more than half as long as what lies before it.
+        """
+        last = self._kept.get("last", 0)
+        return self._rates.bold or epoch - last >= max(1, last // 2)
+
+    def _is_inspected(self, epoch: int) -> bool:
+        """Whether to look at every number of the state after an epoch: before a copy of it is taken, and at the end."""
+        return self._is_due(epoch) or self._train.patience is not None or epoch == self._train.epochs
+
+    def _keep(self, epoch: int, best: bool) -> None:
+        """Copy the state at the end of an epoch, and remember the copy before."""
         if "last" in self._positions:
-            self._copies.rename("last", "before")
-            self._positions["before"] = self._positions["last"]
+            self._rename("last", "before")
         roles = ["last", "best"] if best else ["last"]
-        self._copies.keep(roles, self._training.state())
+        with self._training.trace.span("keep"):
+            self._copies.keep(roles, self._training.state())
         self._positions.update(dict.fromkeys(roles, self._training.position))
+        self._kept.update(dict.fromkeys(roles, epoch))
+
+    def _rename(self, role: str, other: str) -> None:
+        self._copies.rename(role, other)
+        self._positions[other], self._kept[other] = self._positions.pop(role), self._kept.pop(role)
 
     def _go_back(self, role: str) -> None:
         self._training.reposition(self._positions[role])
@@ -215,6 +241,7 @@ class Course:
             seconds_waiting=done.seconds_waiting,
             seconds_working=done.seconds_working,
             bytes_sent=done.bytes_sent,
+            step_balance=done.step_balance,
         )
         self._on_epoch(report)
         return validation

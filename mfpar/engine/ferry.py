@@ -7,12 +7,14 @@ announces on the team's board. With room for two a team may run ahead of its nei
 """
 
 import functools
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mfpar.engine.crew import Job
+from mfpar.engine.trace import Trace
 from mfpar.grid import owner, span
 from mfpar.kernels import DONE, SLOT, announce_all
 from mfpar.parallel.comm import Communicator, Message, Pending
@@ -73,10 +75,18 @@ class Ferry:
         Of the team.
     view : function of slot and j
         The part of a slot that column-block j fills.
+    trace : Trace
     """
 
-    def __init__(self, comm: Communicator, port: Port, board: np.ndarray, view: Callable[[int, int], np.ndarray]):
-        self._comm, self._board, self._view = comm, board, view
+    def __init__(
+        self,
+        comm: Communicator,
+        port: Port,
+        board: np.ndarray,
+        view: Callable[[int, int], np.ndarray],
+        trace: Trace,
+    ):
+        self._comm, self._board, self._view, self._trace = comm, board, view, trace
         self._size = len(board) - 1
         self.port, self.places = port, np.arange(port.first, port.last)
         self._spare: list[int] = []
@@ -91,7 +101,8 @@ class Ferry:
 
         Raises what another rank has failed with.
         """
-        self.lay(before, order, turn)
+        with self._trace.span("exchange"):
+            self.lay(before, order, turn)
         if steps == self._size:
             passage = _Passage(self, order, turn)
             self._comm.wait_until(lambda: passage.complete() or job.failed or self._board[self._size, DONE] != 0)
@@ -136,6 +147,7 @@ class Ferry:
         for flight in leaving:
             if flight.pending.arrived():
                 self._spare.append(flight.slot)
+                self._trace.message("send", flight.j, flight.begun)
             else:
                 under_way.append(flight)
         expected: list[tuple[Flight, int]] = []
@@ -143,6 +155,7 @@ class Ferry:
             if flight.pending.arrived():
                 self._board[flight.j, SLOT] = flight.slot
                 announce_all(self._board, np.array([flight.j]), count)
+                self._trace.message("receive", flight.j, flight.begun)
             else:
                 expected.append((flight, count))
         return under_way, expected
@@ -167,6 +180,7 @@ class Flight:
     pending: Pending
     j: int
     slot: int
+    begun: int = field(default_factory=time.monotonic_ns)  # nanoseconds
 
 
 def _any_arrived(flights: list[Flight]) -> bool:

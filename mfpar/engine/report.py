@@ -29,7 +29,10 @@ class EpochReport:
     lr: float
     seconds_waiting: float  # for column-blocks while training, mean over threads
     seconds_working: float  # on blocks while training, mean over threads
-    bytes_sent: int  # while training, all ranks together
+    bytes_sent: int  # from node to node while training, all ranks together
+    step_balance: list[
+        float
+    ]  # of each step: ratings of a rank on average, over those of the busiest; on the first rank
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

@@ -10,42 +10,18 @@ once the rank that had it lets go of it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from mfpar.engine.crew import Crew
 from mfpar.engine.ferry import COMING_IN, Ferry, Port
+from mfpar.engine.trace import Trace
 from mfpar.grid import Grid, span
 from mfpar.kernels import DONE, SLOT, WIDTH, Turns, announce_all
 from mfpar.parallel.comm import Communicator
 from mfpar.shards import Layout, Slots
 
 LAST_TURN = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Visits:
-    """When the visits of a pass were, on this rank; nanoseconds of time.monotonic_ns.
-
-    Attributes
-    ----------
-    clocks : int64[row-blocks, 2]
-        How long each row-block has waited for its turns, and been worked on.
-    marks : int64[row-blocks, steps, 3] or int64[row-blocks, 0, 3]
-        When each visit came, began and ended, if somebody wants to know.
-    shares : ranges of row-blocks, one for each thread that worked
-    """
-
-    clocks: np.ndarray
-    marks: np.ndarray
-    shares: list[tuple[int, int]]
-
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """Time waited and worked, mean over threads."""
-        waited, worked = self.clocks.sum(axis=0) / len(self.shares) / 1e9
-        return float(waited), float(worked)
 
 
 class Rotation:
@@ -58,8 +34,7 @@ class Rotation:
     fill : function of a block's buffer float32[:] and its number
         Writes the starting values of a column-block.
     crew : Crew
-    marking : bool
-        Note when each visit was.
+    trace : Trace
     """
 
     def __init__(
@@ -69,9 +44,9 @@ class Rotation:
         comm: Communicator,
         fill: Callable[[np.ndarray, int], None],
         crew: Crew,
-        marking: bool = False,
+        trace: Trace,
     ):
-        self._comm, self._fill, self._crew, self._marking = comm, fill, crew, marking
+        self._comm, self._fill, self._crew, self._trace = comm, fill, crew, trace
         self._size = grid.size
         self._first, self._last = span(grid.size, comm.size, comm.rank)
         self._lengths = np.array([layout.floats(int(size)) for size in grid.col_sizes])
@@ -81,7 +56,7 @@ class Rotation:
         longest = int(self._lengths.max())
         self.slots = Slots([longest] * room, comm.share(Slots.nbytes([longest] * room)))
         self.board = comm.share((grid.size + 1) * WIDTH * 4).view(np.int32).reshape(grid.size + 1, WIDTH)
-        self._ferry = Ferry(comm, port, self.board, self._view)
+        self._ferry = Ferry(comm, port, self.board, self._view, trace)
         self.order = np.arange(grid.size)  # the column-block at each row-block's place, between passes
         self._turn = 0  # what the board says of every block between passes
         if self._leads:
@@ -114,7 +89,9 @@ class Rotation:
     def _view(self, slot: int, j: int) -> np.ndarray:
         return self.slots[slot][: self._lengths[j]]
 
-    def run(self, order: np.ndarray, visit: Callable[[Turns], None], steps: int | None = None) -> Visits:
+    def run(
+        self, order: np.ndarray, visit: Callable[[Turns], None], steps: int | None = None, name: str = "compute"
+    ) -> tuple[float, float]:
         """Let every row-block meet column-blocks in `order` (see `mfpar.schedule.ring`): all, or for some steps.
 
         Not all only where `order` is what it was before. Collective; the end on one rank says nothing of others, so all
@@ -123,13 +100,15 @@ class Rotation:
         Parameters
         ----------
         visit : called by several threads at a time, each with turns of its own
+        name : what it does, for the trace
+
+        Returns
+        -------
+        seconds waited for turns and worked, means over the threads of this rank
         """
         held, steps = self._last - self._first, self._size if steps is None else steps
-        visits = Visits(
-            np.zeros((held, 2), np.int64),
-            np.zeros((held, steps * self._marking, 3), np.int64),
-            self._crew.shares(held),
-        )
+        clocks = np.zeros((held, 2), np.int64)
+        marks = np.zeros((held, steps * self._trace.wanted, 3), np.int64)
         if self._turn > LAST_TURN - 2 * self._size:
             self._begin_anew()
         self._turn += 1
@@ -143,7 +122,7 @@ class Rotation:
             visit(
                 Turns(
                     *(first, last, self._first, steps, self._turn),
-                    *(order, self.board, self.slots.starts, visits.clocks, visits.marks),
+                    *(order, self.board, self.slots.starts, clocks, marks),
                 )
             )
 
@@ -162,7 +141,10 @@ class Rotation:
         if self.board[self._size, DONE]:  # somebody of the team has failed, and is about to say so
             self._comm.wait_until(lambda: False)
         self._turn += steps
-        return visits
+        shares = self._crew.shares(held)
+        self._trace.visits(name, marks, shares, order, self._first)
+        waited, worked = clocks.sum(axis=0) / len(shares) / 1e9
+        return float(waited), float(worked)
 
     def home(self) -> None:
         """Bring column-block j to the place of row-block j, for all j. Collective."""

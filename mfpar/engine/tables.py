@@ -11,9 +11,10 @@ from mfpar.config import TrainConfig
 from mfpar.engine.centre import Averages, weighted_sum
 from mfpar.engine.crew import Crew
 from mfpar.engine.objective import Objective
-from mfpar.engine.rotation import Rotation, Visits
+from mfpar.engine.rotation import Rotation
 from mfpar.engine.starting import Starter
 from mfpar.engine.steps import arrays_of
+from mfpar.engine.trace import Trace
 from mfpar.errors import ConfigError
 from mfpar.grid import span
 from mfpar.kernels import Turns
@@ -42,6 +43,7 @@ class Tables:
     objective : Objective
     train : TrainConfig
     comm : Communicator
+    trace : Trace
 
     Raises
     ------
@@ -49,7 +51,7 @@ class Tables:
         More ranks than the grid has blocks.
     """
 
-    def __init__(self, file: BlockedFile, objective: Objective, train: TrainConfig, comm: Communicator):
+    def __init__(self, file: BlockedFile, objective: Objective, train: TrainConfig, comm: Communicator, trace: Trace):
         grid = self._grid = file.grid
         require_places(grid.size, comm.size)
         self.first, self.last = span(grid.size, comm.size, comm.rank)
@@ -64,8 +66,7 @@ class Tables:
         self._row_sizes = grid.row_sizes[self.first : self.last]
         self._slots = Slots([self.layout.floats(int(size)) for size in self._row_sizes])
         self._starter = Starter(file, objective.model, self.layout, train.seed, objective.unit)
-        crew = Crew(train.threads)
-        self._rotation = Rotation(grid, self.layout, comm, lambda block, j: self._starter.fill(block, "cols", j), crew)
+        self._rotation = Rotation(grid, self.layout, comm, self._start_column, Crew(train.threads), trace)
         self._start_rows()
 
     def restart(self) -> None:
@@ -73,6 +74,9 @@ class Tables:
         self._start_rows()
         self._rotation.restart()
         self._offset = 0.0
+
+    def _start_column(self, block: np.ndarray, j: int) -> None:
+        self._starter.fill(block, "cols", j)
 
     def _start_rows(self) -> None:
         for place in range(self.last - self.first):
@@ -154,13 +158,13 @@ class Tables:
         level = float(self.objective.base) + self._offset - self.objective.level
         return Averages.of(everybody, self.header.ratings, level, self.objective.model.nonnegative)
 
-    def _visit_all(self, order: np.ndarray, strip: Strip, call: Call) -> Visits:
-        """Let a kernel visit every block of a strip once, in the order of the ring."""
-        return self._rotation.run(order, self._visitor(strip, call))
+    def _visit_all(self, order: np.ndarray, strip: Strip, call: Call, name: str) -> tuple[float, float]:
+        """Let a kernel visit every block of a strip once, in the order of the ring; see `Rotation.run`."""
+        return self._rotation.run(order, self._visitor(strip, call), name=name)
 
     def _visit_home(self, strip: Strip, call: Call) -> None:
         """Let a kernel visit the blocks on the diagonal, column-blocks at home."""
-        self._rotation.run(np.arange(self._grid.size), self._visitor(strip, call), steps=1)
+        self._rotation.run(np.arange(self._grid.size), self._visitor(strip, call), 1, "sample")
 
     def _visitor(self, strip: Strip, call: Call) -> Callable[[Turns], None]:
         kernel, further, rest = call

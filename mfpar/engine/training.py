@@ -9,11 +9,13 @@ import numpy as np
 
 from mfpar.blockfile import BlockedFile, Strip
 from mfpar.config import ModelConfig, TrainConfig
+from mfpar.engine.balance import step_balance
 from mfpar.engine.holdout import split
 from mfpar.engine.objective import Objective, check_ratings
 from mfpar.engine.report import Measures
 from mfpar.engine.steps import Steps, arrays_of
 from mfpar.engine.tables import Call, Tables
+from mfpar.engine.trace import Trace
 from mfpar.errors import ConfigError
 from mfpar.kernels import ABSOLUTES, COUNTED, DESCENT, LOSS, REFUSED, RIGHT, SCORES, SQUARES, SUMS, VALUE, Knobs
 from mfpar.losses import Loss
@@ -27,11 +29,12 @@ class Pass:
     """What one pass over the ratings did, over all ranks; the same on every rank."""
 
     loss: float  # mean value, of scores met on the way; not finite where training diverged
-    finite: bool  # the state after it
+    finite: bool  # the state after it, as far as it was inspected
     seconds: float  # on the slowest rank
     seconds_waiting: float  # for turns, mean over threads
     seconds_working: float  # inside blocks, mean over threads
     bytes_sent: int
+    step_balance: list[float]  # see `mfpar.engine.balance`; on the first rank
     refused: tuple[float, float] | None = None  # r and z of the first step that a checked pass has refused
 
 
@@ -45,6 +48,7 @@ class Training(Tables):
         Resolved.
     loss : Loss
     comm : Communicator
+    trace : Trace or None
 
     Raises
     ------
@@ -52,9 +56,21 @@ class Training(Tables):
         More ranks than the grid has blocks; ratings or functions that do not suit the loss.
     """
 
-    def __init__(self, file: BlockedFile, model: ModelConfig, loss: Loss, train: TrainConfig, comm: Communicator):
-        super().__init__(file, Objective.of(model, loss, file.header, file.path), train, comm)
-        self._parts = self._read(file)
+    def __init__(
+        self,
+        file: BlockedFile,
+        model: ModelConfig,
+        loss: Loss,
+        train: TrainConfig,
+        comm: Communicator,
+        trace: Trace | None = None,
+    ):
+        self.trace = trace or Trace(comm, None)
+        with self.trace.span("start"):
+            super().__init__(file, Objective.of(model, loss, file.header, file.path), train, comm, self.trace)
+        with self.trace.span("read"):
+            self._parts = self._read(file)
+        self._block_counts = file.counts("train") if comm.rank == 0 else None
         self._steps = Steps(self.objective, self.layout, train, self._parts["train"], comm)
         strip = self._parts["train"]
         self.ratings = sum(comm.gather(len(strip.values)))
@@ -84,18 +100,20 @@ class Training(Tables):
                 )
         return parts
 
-    def run_epoch(self, epoch: int, knobs: Knobs, checked: bool = False) -> Pass:
-        """Visit every training rating once; `checked` passes refuse steps that are not finite. Collective."""
+    def run_epoch(self, epoch: int, knobs: Knobs, checked: bool = False, inspect: bool = True) -> Pass:
+        """Visit every training rating once. Collective.
+
+        A `checked` pass refuses steps that are not finite; without `inspect` only the loss tells whether all is finite.
+        """
         order = ring(self._grid.size, self.train.seed, epoch)
         sums = np.zeros((self.last - self.first, SUMS))
         sent, started = self.comm.bytes_sent, time.perf_counter()
         kernel = self._steps.checked() if checked else self._steps.update
-        visits = self._visit_all(
-            order, self._parts["train"], (kernel, (), (knobs, sample_key(self.train.seed, epoch), sums))
-        )
+        call = kernel, (), (knobs, sample_key(self.train.seed, epoch), sums)
+        waited, worked = self._visit_all(order, self._parts["train"], call, "compute")
         trained, sent = time.perf_counter() - started, self.comm.bytes_sent - sent
-        waited, worked = visits.seconds
-        ranks = self.comm.gather([_plain(sums), trained, waited, worked, sent, self.finite])
+        with self.trace.span("agree"):
+            ranks = self.comm.gather([_plain(sums), trained, waited, worked, sent, not inspect or self.finite])
         value, counted, descent, refused = _totals(ranks, (VALUE, COUNTED, DESCENT, REFUSED))
         if not counted and not refused and all(rank[5] for rank in ranks):
             raise ConfigError(
@@ -113,6 +131,7 @@ class Training(Tables):
             seconds_waiting=sum(rank[2] for rank in ranks) / len(ranks),
             seconds_working=sum(rank[3] for rank in ranks) / len(ranks),
             bytes_sent=sum(rank[4] for rank in ranks),
+            step_balance=[] if self._block_counts is None else step_balance(self._block_counts, order, len(ranks)),
             refused=(first[0], first[1]) if refused else None,
         )
 
@@ -149,7 +168,7 @@ class Training(Tables):
         scores = np.zeros((self.last - self.first, SCORES))
         strip = self._parts[part]
         base = np.float32(self.objective.base + self._offset)
-        self._visit_all(np.arange(self._grid.size), strip, self._scoring(base, scores))
+        self._visit_all(np.arange(self._grid.size), strip, self._scoring(base, scores), "evaluate")
         ranks = self.comm.gather([_plain(scores), time.perf_counter() - started, len(strip.values)])
         loss, squares, absolutes, right = _totals(ranks, (LOSS, SQUARES, ABSOLUTES, RIGHT))
         count = squares if self._steps.contrast else sum(rank[2] for rank in ranks)

@@ -22,6 +22,7 @@ from mfpar.parallel.comm import Message, Pending
 from mfpar.parallel.memory import Address, Offer, aligned
 
 PATIENCE = 5e-4  # seconds between polls of a wait that has become long
+LEAST_ROOM = 512  # bytes that a gather has for what a rank says, before it knows
 NOTICE_EVERY = 0.05  # seconds between looks for notices
 FAREWELL = 10.0  # seconds that a failing rank gives the others to take notice and to clean up
 
@@ -48,6 +49,7 @@ class Mpi:
         self.size: int = comm.Get_size()
         self.library: str = " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split())
         self.bytes_sent = 0
+        self._room = LEAST_ROOM
         self._failed = False
         self._notified: Any = None  # the notice that this rank has sent, with its requests: alive until it has gone out
         self.leaders = self._teams()
@@ -61,11 +63,18 @@ class Mpi:
 
     def gather(self, value: Any) -> list[Any]:
         """See `Communicator.gather`."""
-        mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        counts = np.empty(self.size, np.int64)
-        self.wait_until(self._comm.Iallgather(np.array([len(mine)], np.int64), counts).Test)
-        everything = np.empty(counts.sum(), np.uint8)
-        self.wait_until(self._comm.Iallgatherv(mine, (everything, counts)).Test)
+        # One collective as a rule: what everybody says is about as long as it was the last time.
+        said = json.dumps(value).encode()
+        mine, all_said = np.zeros(8 + self._room, np.uint8), np.empty((self.size, 8 + self._room), np.uint8)
+        mine[:8] = np.frombuffer(len(said).to_bytes(8, "little"), np.uint8)
+        mine[8 : 8 + len(said)] = np.frombuffer(said[: self._room], np.uint8)
+        self.wait_until(self._comm.Iallgather(mine, all_said).Test)
+        lengths = [int.from_bytes(one[:8].tobytes(), "little") for one in all_said]
+        self._room, room = max(LEAST_ROOM, 1 << max(lengths).bit_length()), self._room
+        if max(lengths) <= room:
+            return [json.loads(one[8 : 8 + length].tobytes()) for one, length in zip(all_said, lengths, strict=True)]
+        everything, counts = np.empty(sum(lengths), np.uint8), np.array(lengths)
+        self.wait_until(self._comm.Iallgatherv(np.frombuffer(said, np.uint8), (everything, counts)).Test)
         ends = np.cumsum(counts)
         return [json.loads(everything[end - count : end].tobytes()) for end, count in zip(ends, counts, strict=True)]
 
