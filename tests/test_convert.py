@@ -427,6 +427,27 @@ def test_one_odd_id_in_the_test_part_makes_all_ids_of_its_column_strings(tmp_pat
         assert sorted(names(file, "cols")) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("late", ["x7", "007", str(2**63)])
+def test_ids_that_turn_out_to_be_text(tmp_path, triples, late):
+    """However many integers came before them, of which source and type, the file is that of ids that are all text."""
+    users, items, ratings = triples
+    odd = (np.array(["5", late]), np.array([3, 4]), np.array([1.0, 2.0]))
+    whole = tuple(np.concatenate(pair) for pair in zip((users.astype(str), items, ratings), odd, strict=True))
+    options = {"grid": 4, "duplicates": "mean", "test_fraction": 0.2}
+    convert(whole, tmp_path / "text.h5", **options)
+    for kind in ("csv", "parquet", "pandas"):
+        (tmp_path / kind).mkdir()
+        source = as_kind(kind, triples, tmp_path / kind)
+        convert([source, odd], tmp_path / "late.h5", force=True, **options)
+        assert checksum(tmp_path / "late.h5") == checksum(tmp_path / "text.h5")
+    (tmp_path / "one.csv").write_text(lines(whole))
+    convert(tmp_path / "one.csv", tmp_path / "late.h5", force=True, **options)
+    assert checksum(tmp_path / "late.h5") == checksum(tmp_path / "text.h5")
+    with BlockedFile(tmp_path / "text.h5") as file:
+        assert file.ids("rows").dtype.kind == "S"
+        assert file.ids("cols").dtype == np.int64
+
+
 TWICE = (np.array([1, 2, 1, 3, 1, 2]), np.array([1, 2, 1, 3, 1, 2]), np.array([5.0, 1.0, 1.0, 2.0, 3.0, 2.0]))
 
 

@@ -94,6 +94,21 @@ def test_ids_are_integers_only_if_all_are_written_so(write, ids, expected):
     assert read(write(content))[0] == expected
 
 
+def test_text_among_integers_is_found_anywhere(write, monkeypatch):
+    """In the first slice, in a later one, in another source, on both sides; what is wrong is still told by its line."""
+    monkeypatch.setattr("mfpar.ratings.scans.SLICE", 2)
+    numbers = (np.arange(5), np.arange(5), np.ones(5))
+    expected = [str(k) for k in range(5)]
+    for at in (0, 2, 4):
+        texts = expected.copy()
+        texts[at] = "x"
+        assert read((np.array(texts), *numbers[1:]))[:2] == (texts, [*range(5)])
+        assert read([numbers, (np.array(texts), np.array(texts), numbers[2])])[:2] == (expected + texts,) * 2
+    path = write("1,1,1\n2,2,2\n,3,3\n4,x,4\n")
+    with pytest.raises(RatingsError, match=r"ratings.txt, line 3: the user id is missing"):
+        read([numbers, path])
+
+
 def test_pairs(write):
     for head in ("user,item\n", "", "foo,bar\n", "movie,user\n"):
         content = head + ("x,7\ny,8\n" if head.startswith("movie") else "7,x\n8,y\n")

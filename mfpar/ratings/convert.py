@@ -181,7 +181,7 @@ def _duplicate(database: Database, grid: Grid, example: tuple[bool, int, int, in
     names = []
     for side, cuts, b, local in (("user", grid.row_cuts, i, row), ("item", grid.col_cuts, j, col)):
         index = cuts[-1] + local - UNKNOWN if local >= UNKNOWN else cuts[b] + local
-        names.append(database.scalar(f"SELECT id FROM {side}s WHERE rowid = ?", [int(index)]))
+        names.append(database.scalar(f"SELECT CAST(id AS VARCHAR) FROM {side}s WHERE rowid = ?", [int(index)]))
     part = "test" if held else "training"
     return (
         f"the {part} ratings have user {names[0]!r} with item {names[1]!r} more than once "

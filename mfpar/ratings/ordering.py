@@ -3,7 +3,6 @@
 import numpy as np
 
 from mfpar.ratings.database import Database
-from mfpar.ratings.reading import are_integers
 
 CHUNK = 1 << 18  # ids fetched at a time
 UNKNOWN = 1 << 31  # local index from which on an id is one that only the test part has
@@ -27,7 +26,7 @@ def number(database: Database, side: str, seed: int) -> np.ndarray:
     database.run(
         f"CREATE TABLE {side}s AS SELECT id, ratings FROM "
         f"(SELECT {side} AS id, count(*) FILTER (NOT held) AS ratings FROM ratings GROUP BY {side}) "
-        f"ORDER BY ratings = 0, md5_number_lower('{seed}:{side}:' || id), id"
+        f"ORDER BY ratings = 0, md5_number_lower('{seed}:{side}:' || id), CAST(id AS VARCHAR)"
     )
     return database.arrays(f"SELECT ratings FROM {side}s WHERE ratings > 0 ORDER BY rowid")["ratings"]
 
@@ -45,15 +44,15 @@ def place(database: Database, side: str, cuts: np.ndarray) -> None:
 
 def id_size(database: Database, side: str) -> int:
     """Bytes of an id in a file: 0 for int64, otherwise the length of the longest string."""
-    if database.scalar(f"SELECT {are_integers('id')} FROM {side}s"):
+    if database.scalar(f"SELECT typeof(id) FROM {side}s LIMIT 1") == "BIGINT":
         return 0
     return int(database.scalar(f"SELECT max(strlen(id)) FROM {side}s WHERE ratings > 0"))
 
 
 def ids(database: Database, side: str, count: int, size: int) -> np.ndarray:
-    """The first `count` ids of a side in order: int64[count], or bytes (UTF-8) of length `size` [count]."""
+    """The first `count` ids of a side in order: int64[count] if `size` is 0, or bytes[count] (UTF-8, `size` long)."""
     result = np.empty(count, f"S{size}" if size else np.int64)
-    sql = f"SELECT {'id' if size else 'CAST(id AS BIGINT)'} AS id FROM {side}s WHERE rowid >= ? AND rowid < ?"
+    sql = f"SELECT id FROM {side}s WHERE rowid >= ? AND rowid < ?"
     for first in range(0, count, CHUNK):
         last = min(first + CHUNK, count)
         chunk = database.arrays(sql, [first, last])["id"]

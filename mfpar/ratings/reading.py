@@ -6,18 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import duckdb
 import numpy as np
 
 from mfpar.errors import RatingsError
 from mfpar.ratings.columns import IDS, Wanted
-from mfpar.ratings.database import Database
+from mfpar.ratings.database import Database, literal
 from mfpar.ratings.scans import Scan, open_scans
 from mfpar.ratings.sources import expand, name_of
 
 CHUNK = 1 << 20  # ratings handed out at a time
 LONGEST_ID = 1024  # bytes
 LARGEST = float(np.finfo(np.float32).max)
-WRONG = [f"strlen({side}) > {LONGEST_ID} OR contains({side}, chr(0))" for side in IDS]
+TEXT_MET = "an id of a {side} that is no integer"
 # isfinite, as DuckDB may take a comparison for settled by a Parquet file's minimum and maximum, which skip NaN.
 SOUND = {
     "rating": f"isfinite(rating) AND abs(rating) <= {LARGEST!r}",
@@ -29,9 +30,11 @@ RANGES = {"rating": "a finite number", "weight": "a finite number from 0 up"}
 class Ratings:
     """The table `ratings` of a database, filled from sources.
 
-    Its columns are user VARCHAR, item VARCHAR, rating FLOAT, with weights also weight FLOAT, and held BOOLEAN (held out
-    for testing); its rowid follows the order of the sources. Every id is the text that stands for it, so that nothing
-    is lost on the way. Ratings that are not wanted, and weights in the held-out part, are 1.
+    Its columns are user, item, rating FLOAT, with weights also weight FLOAT, and held BOOLEAN (held out for testing);
+    its rowid follows the order of the sources. Ids are BIGINT, several times as fast to group and join, while all of
+    their side are integers just as int64 would be printed ('7', '-7'; not '007', '+5', '1.5'); from the first other one
+    on they are the VARCHAR that stands for them, so that nothing is lost on the way. Ratings that are not wanted, and
+    weights in the held-out part, are 1.
 
     Parameters
     ----------
@@ -42,14 +45,17 @@ class Ratings:
     ----------
     count : int
         Ratings read so far.
+    texts : set[str]
+        The sides ("user", "item") whose ids are VARCHAR.
     """
 
     def __init__(self, database: Database, weighted: bool = False):
         self._database = database
         self._numbers = ("rating", "weight") if weighted else ("rating",)
         self.count = 0
+        self.texts: set[str] = set()
         numbers = ", ".join(f"{number} FLOAT" for number in self._numbers)
-        database.run(f"CREATE TABLE ratings (user VARCHAR, item VARCHAR, {numbers}, held BOOLEAN)")
+        database.run(f"CREATE TABLE ratings (user BIGINT, item BIGINT, {numbers}, held BOOLEAN)")
 
     def read(self, sources: Any, wanted: Wanted, held: str = "false") -> None:
         """Append all ratings of some sources.
@@ -80,19 +86,46 @@ class Ratings:
 
     def _append(self, scan: Scan, held: str) -> None:
         # Through DOUBLE whatever the source, so that the same number gives the same FLOAT.
-        found = [f"{scan.columns[side]} AS {side}" for side in IDS]
+        found = [f"{self._id(scan, side)} AS {side}" for side in IDS]
         found += [f"try_cast({scan.columns.get(number, '1')} AS DOUBLE) AS {number}" for number in self._numbers]
         sound = ", ".join(f"CASE WHEN {SOUND[number]} THEN {number} END" for number in self._numbers)
         with scan.reading(self._database):
-            self.count += self._database.scalar(
-                f"INSERT INTO ratings SELECT user, item, {sound}, {held} "
-                f"FROM (SELECT {', '.join(found)} FROM {scan.relation})"
-            )
+            try:
+                self.count += self._database.scalar(
+                    f"INSERT INTO ratings SELECT user, item, {sound}, {held} "
+                    f"FROM (SELECT {', '.join(found)} FROM {scan.relation})"
+                )
+                return
+            except duckdb.InvalidInputException as error:
+                met = [side for side in IDS if str(error).endswith(TEXT_MET.format(side=side))]
+                if not met or met[0] in self.texts:
+                    raise
+        self._widen(met[0])
+        self._append(scan, held)
+
+    def _id(self, scan: Scan, side: str) -> str:
+        """SQL of an id, of the type that its column has; fails with TEXT_MET where that is BIGINT and it is not."""
+        column = scan.columns[side]
+        if side in self.texts:
+            return f"CAST({column} AS VARCHAR)"
+        if side in scan.integers:
+            return column
+        number = f"try_cast({column} AS BIGINT)"
+        return (
+            f"CASE WHEN CAST({number} AS VARCHAR) = {column} THEN {number} "
+            f"WHEN {column} IS NOT NULL THEN error({literal(TEXT_MET.format(side=side))}) END"
+        )
+
+    def _widen(self, side: str) -> None:
+        """Make the ids of a side VARCHAR."""
+        self.texts.add(side)
+        self._database.run(f"ALTER TABLE ratings ALTER {side} TYPE VARCHAR")
 
     def _check(self, first: int, scans: Sequence[Scan], ends: Sequence[int]) -> None:
         """Raise the error of the first bad rating from row `first` on."""
         roles = (*IDS, *self._numbers)
-        wrong = " OR ".join([*(f"{role} IS NULL" for role in roles), *WRONG])
+        unfit = [f"strlen({side}) > {LONGEST_ID} OR contains({side}, chr(0))" for side in IDS if side in self.texts]
+        wrong = " OR ".join([*(f"{role} IS NULL" for role in roles), *unfit])
         bad = self._database.scalar(f"SELECT min(rowid) FROM ratings WHERE rowid >= ? AND ({wrong})", [first])
         if bad is None:
             return
@@ -114,6 +147,8 @@ def _complaint(read: dict[str, Any], raw: dict[str, str | None]) -> str:
             return f"the {side} id is missing"
         if value is None:
             return f"the {side} id {text} is neither a whole number nor a string"
+        if isinstance(value, int):
+            continue
         if "\0" in value:
             return f"the {side} id {value[:60]!r} contains a NUL character"
         if len(value.encode()) > LONGEST_ID:
@@ -123,11 +158,6 @@ def _complaint(read: dict[str, Any], raw: dict[str, str | None]) -> str:
     if not text.strip():
         return f"the {number} is missing or not a number"
     return f"the {number} {text[:60]!r} is not {RANGES[number]} of single precision"
-
-
-def are_integers(column: str) -> str:
-    """SQL: every text of a column is an integer just as int64 would be printed ('7', '-7'; not '007', '+5', '1.5')."""
-    return f"bool_and(CAST(try_cast({column} AS BIGINT) AS VARCHAR) IS NOT DISTINCT FROM {column})"
 
 
 @overload
@@ -156,7 +186,7 @@ def read_chunks(
 
     Yields
     ------
-    users, items : int64[count] where every id of that column is an integer, otherwise str objects [count]
+    users, items : int64[count] where every id of that side is an integer, otherwise str objects [count]
     ratings : float32[count], or None if not needed
 
     Raises
@@ -167,13 +197,8 @@ def read_chunks(
     with Database(Path(tempfile.gettempdir())) as database:
         ratings = Ratings(database)
         ratings.read(sources, Wanted(columns, need_rating))
-        users, items = (
-            f"CAST({side} AS BIGINT)" if database.scalar(f"SELECT {are_integers(side)} FROM ratings") else side
-            for side in IDS
-        )
         for first in range(0, ratings.count, rows):
             chunk = database.arrays(
-                f"SELECT {users} AS user, {items} AS item, rating FROM ratings WHERE rowid >= ? AND rowid < ?",
-                [first, first + rows],
+                "SELECT user, item, rating FROM ratings WHERE rowid >= ? AND rowid < ?", [first, first + rows]
             )
             yield chunk["user"], chunk["item"], chunk["rating"] if need_rating else None

@@ -22,6 +22,7 @@ from mfpar.ratings.text import inspect
 
 SLICE = 1 << 20  # rows of arrays handed to DuckDB at a time
 WHOLE = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")}
+NARROW = WHOLE - {"UBIGINT", "HUGEINT", "UHUGEINT"}  # no number of theirs is too large for BIGINT
 FRACTIONAL = {"FLOAT", "DOUBLE"}
 STRINGS = {"VARCHAR", "UUID"}
 
@@ -33,7 +34,8 @@ class Scan:
     Attributes
     ----------
     relation : SQL after FROM
-    columns : SQL of the wanted columns by role: ids as VARCHAR, numbers of a type that casts to DOUBLE
+    columns : SQL of the wanted columns by role: ids as VARCHAR or BIGINT, numbers of a type that casts to DOUBLE
+    integers : the roles of those that are ids as BIGINT
     raw : SQL of the same as they stand there
     table : object that is registered as `given` while it is read, or None
     place : record (from 0) → where it is, for messages
@@ -42,6 +44,7 @@ class Scan:
 
     relation: str
     columns: dict[str, str]
+    integers: set[str]
     raw: dict[str, str]
     table: Any
     place: Callable[[int], str]
@@ -92,7 +95,7 @@ def open_scans(database: Database, source: Any, wanted: Wanted) -> Iterator[list
         raw = {role: f"c{position}" for role, position in text.columns.items()}
         # A column by itself would be cast where DuckDB parses, which stops at bad numbers and miscounts the lines.
         columns = {role: column if role in IDS else f"nullif({column}, '')" for role, column in raw.items()}
-        yield [Scan(text.relation, columns, raw, None, text.place, text.explain)]
+        yield [Scan(text.relation, columns, set(), raw, None, text.place, text.explain)]
     elif kind == "parquet":
         with _unpacked(source, gzipped, database.folder) as plain:
             relation = f"read_parquet({literal(glob.escape(str(plain)))})"
@@ -134,16 +137,19 @@ def _table(database: Database, relation: str, table: Any, wanted: Wanted, name: 
         else _number(names[position], kinds[position], name, f"{role}s")
         for role, position in chosen.items()
     }
+    integers = {role for role in IDS if kinds[chosen[role]] in NARROW | FRACTIONAL}
     raw = {role: identifier(names[position]) for role, position in chosen.items()}
-    return Scan(relation, columns, raw, table, lambda record: f"{name}, row {before + record + 1}", explain)
+    return Scan(relation, columns, integers, raw, table, lambda record: f"{name}, row {before + record + 1}", explain)
 
 
 def _id(column: str, kind: str, name: str) -> str:
-    """SQL of an id as text: NULL where it is missing, or neither a whole number nor a string."""
+    """SQL of an id, BIGINT or VARCHAR: NULL where it is missing, or neither a whole number nor a string."""
     sql = identifier(column)
     if kind in FRACTIONAL:  # whole numbers among which some are missing often come as floats
         whole = f"isfinite({sql}) AND {sql} = trunc({sql}) AND abs({sql}) < 2 ** 53"
-        return f"CASE WHEN {whole} THEN CAST(CAST({sql} AS BIGINT) AS VARCHAR) END"
+        return f"CASE WHEN {whole} THEN CAST({sql} AS BIGINT) END"
+    if kind in NARROW:
+        return f"CAST({sql} AS BIGINT)"
     if kind in WHOLE | STRINGS or kind.startswith("ENUM"):
         return f"nullif(CAST({sql} AS VARCHAR), '')"
     raise RatingsError(f"{name}: the column {column!r} has the type {kind}; ids are integers or strings")
