@@ -6,6 +6,8 @@ looked up while the kernel compiles.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,8 @@ from mfpar.losses import Loss
 
 ROLES = {"gradient": 2, "value": 2, "link": 1}  # with the number of arguments
 
+PROBES = (-1e4, -37.0, -3.5, -1.0, -0.3, 0.0, 1e-3, 0.5, 1.0, 2.0, 3.0, 4.5, 5.0, 62.0, 1e3, 3e5)
+
 _LOSSES: dict[str, Loss] = {}  # by key
 _FUNCTIONS: dict[str, dict[str, Any]] = {}  # by key and role, to be inlined
 _KNOWN: dict[str, bool] = {}  # by key: whether the key tells all that a kernel with this loss depends on
@@ -37,6 +41,19 @@ def register(loss: Loss) -> str:
         _LOSSES[key], _KNOWN[key] = loss, known
         _FUNCTIONS[key] = {role: inlinable(function, ELEMENTARY) for role, function in functions.items()}
     return key
+
+
+@functools.cache
+def is_square(key: str) -> bool:
+    """Whether a loss's value is half its gradient's square, by trying: a kernel then has it for one operation."""
+    loss = _LOSSES[key]
+    try:
+        return all(
+            math.isclose(loss.value(r, z), 0.5 * loss.gradient(r, z) ** 2, rel_tol=1e-9)
+            for r, z in itertools.product(PROBES, repeat=2)
+        )
+    except Exception:  # noqa: BLE001 - a user's code, which need not run outside of kernels
+        return False
 
 
 def gradient(loss, r, z):

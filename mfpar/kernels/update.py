@@ -27,7 +27,7 @@ import numpy as np
 from mfpar.kernels.dense import all_cells
 from mfpar.kernels.elementary import fma, shrunk
 from mfpar.kernels.kind import COUNTED, DESCENT, REFUSED, VALUE, Kind, step_types
-from mfpar.kernels.objective import compiled_for, gradient, value
+from mfpar.kernels.objective import compiled_for, gradient, is_square, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
 from mfpar.kernels.turns import come, go
 from mfpar.kernels.vector import (
@@ -88,6 +88,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
         kind.cells == "all",
         kind.checked,
     )
+    square = is_square(loss) and every == 1 and not (weighted or sampled or dense or checked)
 
     @compiled_for(loss, kind.name, step_types(kind))
     def update(
@@ -106,7 +107,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
             p_scales, q_scales = b_block + biases * p_counts[i], c_block + biases * q_counts[j]
             p_sums, q_sums = p_scales + scaled * p_counts[i], q_scales + scaled * q_counts[j]
             total = descent = 0.0
-            slope = ZERO
+            slope = squares = ZERO
             begin, end = offsets[i, j], offsets[i, j + 1]
             counted = 0 if checked or every > 1 else end - begin
             due = begin  # the next rating whose value is computed
@@ -118,7 +119,8 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
             for t in range(begin, end):
                 if (t - begin) % LINE == 0:
                     descent += np.float64(slope)  # a line in single precision is exact enough, and costs less
-                    slope = ZERO
+                    total += 0.5 * np.float64(squares)
+                    slope = squares = ZERO
                     prefetch(rows, t + FAR, 1)
                     prefetch(cols, t + FAR, 1)
                     prefetch(values, t + FAR, 1)
@@ -188,7 +190,9 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         p_next, q_next = not_below_zero(p_next), not_below_zero(q_next)
                     store(P, p_at, p_next)
                     store(Q, q_at, q_next)
-                    if every == 1 or t == due:
+                    if square:  # operations that wait for g keep those of later ratings out of the CPU's window
+                        squares = fma(g, g, squares)
+                    elif every == 1 or t == due:
                         worth = value(loss, r, z)
                         if weighted or sampled:
                             worth *= np.float64(w)
@@ -201,7 +205,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
                         slope -= g
                 if every > 1 and t == due:
                     due += every
-            sums[i, VALUE] += total
+            sums[i, VALUE] += total + 0.5 * np.float64(squares)
             sums[i, COUNTED] += counted
             sums[i, DESCENT] += descent + np.float64(slope)
             if dense:
