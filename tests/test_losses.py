@@ -18,7 +18,7 @@ from mfpar.api.runs import train_file
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.errors import ConfigError
 from mfpar.kernels import link_kernel, register
-from mfpar.kernels.objective import gradient, link, value
+from mfpar.kernels.objective import gradient, is_square, link, value
 from mfpar.losses import BUILTIN, Loss, find, huber_of, importable, is_builtin
 from mfpar.parallel.comm import Serial
 
@@ -477,3 +477,15 @@ def test_factorize_takes_a_loss(data):
     assert events[0].train_rmse is None
     assert set(events[0].test) == {"rmse", "mae"}
     assert model.predict(data.row_ids[:3], data.col_ids[:3]).dtype == np.float32
+
+
+def test_a_kernel_knows_a_square_by_what_it_computes():
+    squares = [BUILTIN["squared"], Loss(lambda r, z: z - r, lambda r, z: 0.5 * (r - z) ** 2, name="tests:square")]
+    others = [loss for name, loss in BUILTIN.items() if name not in ("squared", "one-class")]
+    others += [
+        Loss(lambda r, z: z - r, lambda r, z: (r - z) ** 2, name="tests:twice"),
+        Loss(lambda r, z: z - r if z > r else 2 * (z - r), name="tests:lopsided"),
+        Loss(lambda r, z: undefined(z), name="tests:undefined"),  # noqa: F821
+    ]
+    assert all(is_square(register(loss)) for loss in squares)
+    assert not any(is_square(register(loss)) for loss in others)
