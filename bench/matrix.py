@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-ROW_LAW, COL_LAW = (
-    (0.8, 50),
-    (0.9, 20),
-)  # exponent and offset: the weight of the n-th in rank is 1 / (n + offset)^exponent
+# Exponent and offset: the weight of the n-th in rank is 1 / (n + offset)^exponent.
+ROW_LAW, COL_LAW = (0.8, 50), (0.9, 20)
 DENSEST = 3  # no row rates more than one of so many columns, or drawing different ones would take for ever
 MEAN, SPREAD, NOISE = 3.5, 0.6, 0.8  # of the ratings, of the planted factors, and around what they say
 
@@ -84,7 +82,8 @@ def popularity(rng: np.random.Generator, count: int, exponent: float, offset: in
 def alias_table(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A table that draws in constant time: take a random place, then it or its alias.
 
-    Walker: An efficient method for generating discrete random variables with general distributions, ACM TOMS 3(3), 1977.
+    Walker: An efficient method for generating discrete random variables with general distributions, ACM Transactions
+    on Mathematical Software 3(3), 1977.
 
     Returns
     -------

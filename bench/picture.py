@@ -66,7 +66,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> bool:
     return True
 
 
-def _lines(axes, panel: Lines) -> None:  # noqa: ANN001 - matplotlib is no dependency
+def _lines(axes, panel: Lines) -> None:
     for at, (label, (x, y)) in enumerate(panel.series.items()):
         ideal = label.startswith("(")
         style = {"linestyle": "--", "linewidth": 1} if ideal else {"marker": "o", "markersize": 3, "linewidth": 1.3}
@@ -78,7 +78,7 @@ def _lines(axes, panel: Lines) -> None:  # noqa: ANN001 - matplotlib is no depen
         axes.set_yscale("log")
 
 
-def _bars(axes, panel: Bars) -> None:  # noqa: ANN001
+def _bars(axes, panel: Bars) -> None:
     width = 0.8 / len(panel.values)
     for at, (label, heights) in enumerate(panel.values.items()):
         places = [group + (at - (len(panel.values) - 1) / 2) * width for group in range(len(heights))]
