@@ -7,6 +7,7 @@ from pathlib import Path
 Points = tuple[Sequence[float], Sequence[float]]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
 PER_ROW = 3
+FEW = 8  # places on a logarithmic axis that are written out
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,22 @@ def _lines(axes, panel: Lines) -> None:
         style = {"linestyle": "--", "linewidth": 1} if ideal else {"marker": "o", "markersize": 3, "linewidth": 1.3}
         axes.plot(x, y, label=label, color=COLOURS[at % len(COLOURS)], **style)
     axes.set_xlabel(panel.x, fontsize=8)
+    places = sorted({place for x, _ in panel.series.values() for place in x})
     if "x" in panel.log:
         axes.set_xscale("log")
+        if len(places) <= FEW:
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+            axes.set_xticks([], minor=True)
     if "y" in panel.log:
         axes.set_yscale("log")
 
 
 def _bars(axes, panel: Bars) -> None:
     width = 0.8 / len(panel.values)
+    slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(panel.groups) > FEW else {}
     for at, (label, heights) in enumerate(panel.values.items()):
         places = [group + (at - (len(panel.values) - 1) / 2) * width for group in range(len(heights))]
         axes.bar(places, heights, width, label=label, color=COLOURS[at % len(COLOURS)])
-    axes.set_xticks(range(len(panel.groups)), panel.groups, fontsize=7, rotation=30 if len(panel.groups) > 5 else 0)
+    axes.set_xticks(range(len(panel.groups)), panel.groups, fontsize=7, **slanted)
     if panel.line is not None:
         axes.axhline(panel.line, color="#000000", linewidth=0.8, linestyle="--")
