@@ -13,6 +13,7 @@ from numba import njit
 # Exponent and offset: the weight of the n-th in rank is 1 / (n + offset)^exponent.
 ROW_LAW, COL_LAW = (0.8, 50), (0.9, 20)
 DENSEST = 3  # no row rates more than one of so many columns, or drawing different ones would take for ever
+LEAST = 5  # ratings a row, on average, that a smaller matrix keeps
 MEAN, SPREAD, NOISE = 3.5, 0.6, 0.8  # of the ratings, of the planted factors, and around what they say
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -30,13 +31,13 @@ class Shape:
     ratings: int
 
     def scaled(self, scale: float) -> "Shape":
-        """A matrix of the same density: both sides by the root of the scale."""
-        return Shape(int(self.rows * scale**0.5), int(self.cols * scale**0.5), int(self.ratings * scale))
+        """A matrix of the same density: both sides by the root of the scale, unless that leaves rows with too little."""
+        count = round(self.ratings * scale)
+        return Shape(min(int(self.rows * scale**0.5), count // LEAST), int(self.cols * scale**0.5), count)
 
     def with_ratings(self, ratings: int) -> "Shape":
         """The matrix of the same density, with so many ratings."""
-        scaled = self.scaled(ratings / self.ratings)
-        return Shape(scaled.rows, scaled.cols, ratings)
+        return self.scaled(ratings / self.ratings)
 
 
 SHAPES = {

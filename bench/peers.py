@@ -86,10 +86,16 @@ def fit(python: str, system: str, data: Data, factors: int, settings: dict[str, 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def quickest(data: Data, factors: int, target: float) -> dict[str, Any]:
+def some(settings: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most so many of the settings, evenly spread, the middle one among them."""
+    step = -(-len(settings) // count)
+    return settings[len(settings) // 2 % step :: step]
+
+
+def quickest(data: Data, factors: int, target: float, candidates: list[dict[str, Any]]) -> dict[str, Any]:
     """The settings of mfpar that reach the target in the fewest epochs, and get furthest in these."""
     reached = []
-    for settings in OURS:
+    for settings in candidates:
         run = train(data.file, factors, epochs=ENOUGH, **settings)
         if there := run.until(target):
             reached.append((there[0], run.epochs[there[0] - 1].test_rmse, settings))
@@ -116,13 +122,16 @@ def measure(parts: dict[str, Data], factors: int, args: argparse.Namespace) -> t
             times * libmf.epoch_seconds(path, test.texts[0], factors)
         )
     for system in args.peers:
-        tried = [(fit(args.python, system, validation, factors, one)["rmse"], one) for one in THEIRS[system]]
+        tried = [
+            (fit(args.python, system, validation, factors, one)["rmse"], one)
+            for one in some(THEIRS[system], args.settings)
+        ]
         aim, chosen[system] = min(tried, key=lambda pair: pair[0])
         epochs[system] = chosen[system].get("n_epochs") or chosen[system]["niter"]
         aims += [] if libmf.builds() else [aim]
         best[system] = fit(args.python, system, test, factors, chosen[system])["rmse"]
         contestants[system] = lambda system=system: fit(args.python, system, test, factors, chosen[system])["seconds"]
-    settings = quickest(validation, factors, min(aims))
+    settings = quickest(validation, factors, min(aims), some(OURS, args.settings))
     contestants["mfpar"] = lambda: train(test.file, factors, epochs=ENOUGH, **settings)
     contestants["mfpar"]()  # compiles
     spent = alternating(contestants, args.rounds)
@@ -173,6 +182,7 @@ if __name__ == "__main__":
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("MFPAR_SHARED", "../shared")))
     parser.add_argument("--factors", type=numbers, default=[32])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--settings", type=int, default=100, help="how many settings of each package to choose from")
     parser.add_argument("--peers", type=lambda text: [name for name in text.split(",") if name], default=list(THEIRS))
     parsed = parser.parse_args()
     parsed.peers = parsed.peers if parsed.python else []
