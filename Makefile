@@ -62,11 +62,11 @@ PARALLEL := --ratings 8_000_000
 else
 KERNELS := --factors 8,32,128 --all-losses 32 --rounds 20
 EPOCH := --scale 0.125
-SCALING := --ratings 1_000_000 --factors 32 --epochs 4
+SCALING := --ratings 2_000_000 --factors 32 --epochs 4 --rounds 3
 GROWTH := --ratings 1_000_000,2_000_000,4_000_000,8_000_000 --factors 8,32,128 --grids 4,16,64 --fixed 1_000_000 --rounds 3
 SPEED := --ratings 1_000_000 --factors 32
 PEERS := --settings 5
-PARALLEL := --ratings 1_000_000 --columns 10_000,40_000,160_000 --epochs 15 --rounds 3
+PARALLEL := --ratings 1_000_000 --columns 10_000,160_000 --epochs 12 --rounds 2
 endif
 
 bench-kernels: $(INSTALLED) ## updates/s, GB/s and share of the memory's limit, by loss, optimizer and factors

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from runs import tables_of
 
 import mfpar
 from mfpar.blockfile import BlockedFile
@@ -25,7 +26,7 @@ from mfpar.engine.objective import Objective
 from mfpar.engine.rates import Rates
 from mfpar.engine.starting import Starter
 from mfpar.engine.steps import arrays_of, kind_of
-from mfpar.grid import Grid, span
+from mfpar.grid import span
 from mfpar.kernels import DESCENT, SUMS, Knobs, update_kernel
 from mfpar.schedule import meetings, ring, sample_key
 from mfpar.shards import Layout, Slots
@@ -151,13 +152,6 @@ def rotated(job: dict[str, Any], comm: MPI.Comm) -> dict[str, Any]:
         tables = tables_of(file.grid, Layout(job["factors"], job["settings"].get("biases", True)), comm.size, comm.rank)
     curve = [(epoch.seconds, epoch.test_rmse) for epoch in epochs]
     return {"curve": curve, "bytes": epochs[-1].bytes_sent if epochs else 0, "tables": tables}
-
-
-def tables_of(grid: Grid, layout: Layout, ranks: int, rank: int) -> int:
-    """Bytes of a rank's rows of P and of its room for column-blocks, two of them coming in (docs/architecture.md)."""
-    first, last = span(grid.size, ranks, rank)
-    rows = sum(layout.floats(int(size)) for size in grid.row_sizes[first:last])
-    return 4 * (rows + (last - first + 2 * (ranks > 1)) * max(layout.floats(int(size)) for size in grid.col_sizes))
 
 
 if __name__ == "__main__":

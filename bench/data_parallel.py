@@ -1,7 +1,7 @@
 """Model parallelism beside data parallelism: epochs and seconds to an RMSE, bytes moved, memory as columns grow.
 
 Both train the same blocked file with the same kernels, starting values and order of blocks (see `averaging`). Averaging
-shortens what one rank has learned of a column, so that it is also tried with larger rates, and gets the best of these.
+shortens what one rank has learned of a column, so each system has the rate of several that gets it there soonest.
 Where there are more ranks than cores, seconds are no measure of what more cores would do; epochs and bytes are.
 `python bench/data_parallel.py [--ratings 8_000_000] [--columns 10_000,…] [--ranks 2,4] [--rounds 5]`
 """
@@ -22,15 +22,17 @@ from accuracy import divide
 from matrix import SHAPES, Shape, ratings
 from picture import Lines, Panel
 from report import median_and_spread, numbers, report
-from runs import alternating, until
+from runs import alternating, tables_of, until
 
 import mfpar
+from mfpar.grid import Grid
 from mfpar.parallel.launch import ONE_NODE
+from mfpar.shards import Layout
 
 FACTORS, ROWS = 32, 50_000
 SETTINGS = {"lr": 0.02, "lr_decay": 0.95, "reg": 0.05}
-BOLDER = (1.0, 1.5, 2.0, 3.0)  # times mfpar's rate, tried for averaging
-SLACK = 1.002  # times mfpar's best RMSE is what all are to reach
+RATES = (0.02, 0.04, 0.06, 0.1)  # tried for each system
+SLACK = 1.002  # times the worst of the systems' best RMSE is what all are to reach
 
 
 def launch(ranks: int, **job: Any) -> dict[str, Any]:
@@ -62,25 +64,39 @@ def converted(path: Path, shape: Shape, grid: int) -> Path:
     return path
 
 
-def boldest(ranks: int, job: dict[str, Any], target: float) -> tuple[float, dict[str, Any]]:
-    """How many times mfpar's rate gets averaging to the target in the fewest epochs (or furthest), and its job."""
-    tried = []
-    for times in BOLDER:
-        one = job | {"settings": job["settings"] | {"lr": SETTINGS["lr"] * times}}
-        curve = launch(ranks, **one)["curve"]
-        there = until(target, curve)
-        tried.append((there[0] if there else len(curve) + 1, min(rmse for _, rmse in curve), times, one))
-    return min(tried, key=lambda one: one[:2])[2:]
+def systems_of(grid: int, **job: Any) -> dict[str, dict[str, Any]]:
+    """The jobs of those that are compared, by name."""
+    return {
+        "mfpar": job | {"system": "mfpar"},
+        "averaging 1 × an epoch": job | {"system": "averaging", "averagings": 1},
+        f"averaging {grid} × an epoch": job | {"system": "averaging", "averagings": grid},
+    }
+
+
+def with_rate(job: dict[str, Any], rate: float) -> dict[str, Any]:
+    """The job with another learning rate."""
+    return job | {"settings": job["settings"] | {"lr": rate}}
+
+
+def at_their_best(systems: dict[str, dict[str, Any]], ranks: int) -> tuple[float, dict[str, dict[str, Any]]]:
+    """An RMSE that all systems reach, and their jobs with the rates that get each there in the fewest epochs."""
+    tried = {
+        name: [(launch(ranks, **with_rate(job, rate))["curve"], rate) for rate in RATES]
+        for name, job in systems.items()
+    }
+    target = SLACK * max(min(rmse for curve, _ in several for _, rmse in curve) for several in tried.values())
+    chosen = {}
+    for name, several in tried.items():
+        there = [(until(target, curve), min(rmse for _, rmse in curve), rate) for curve, rate in several]
+        *_, rate = min((reached[0], best, rate) for reached, best, rate in there if reached)
+        chosen[f"{name}, lr {rate:g}"] = with_rate(systems[name], rate)
+    return target, chosen
 
 
 def accuracy(file: Path, ranks: int, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for each system at this number of ranks, and for each the seconds and the RMSE after every epoch."""
-    job = {"file": str(file), "factors": FACTORS, "settings": SETTINGS | {"epochs": args.epochs}}
-    systems: dict[str, dict[str, Any]] = {"mfpar": job | {"system": "mfpar"}}
-    target = SLACK * min(rmse for _, rmse in launch(ranks, **systems["mfpar"])["curve"])
-    for often in (1, args.grid):
-        times, chosen = boldest(ranks, job | {"system": "averaging", "averagings": often}, target)
-        systems[f"averaging {often} × an epoch, {times:g} × lr"] = chosen
+    systems = systems_of(args.grid, file=str(file), factors=FACTORS, settings=SETTINGS | {"epochs": args.epochs})
+    target, systems = at_their_best(systems, ranks)
     results = alternating({name: lambda one=one: launch(ranks, **one) for name, one in systems.items()}, args.rounds)
     rows, curves = [], {}
     for name, runs in results.items():
@@ -103,12 +119,7 @@ def growth(cols: int, args: argparse.Namespace, folder: Path) -> list[dict[str, 
     """A row for each system on a matrix with so many columns, at the first number of ranks."""
     ranks = args.ranks[0]
     file = converted(folder / f"{cols}.h5", Shape(ROWS, cols, args.ratings), args.grid)
-    job = {"file": str(file), "factors": FACTORS, "settings": SETTINGS | {"epochs": 4}}
-    systems = {
-        "mfpar": job | {"system": "mfpar"},
-        "averaging 1 × an epoch": job | {"system": "averaging", "averagings": 1},
-        f"averaging {args.grid} × an epoch": job | {"system": "averaging", "averagings": args.grid},
-    }
+    systems = systems_of(args.grid, file=str(file), factors=FACTORS, settings=SETTINGS | {"epochs": 4})
     results = alternating({name: lambda one=one: launch(ranks, **one) for name, one in systems.items()}, args.rounds)
     return [
         {
@@ -138,7 +149,17 @@ def panels_of(curves: dict[int, dict[str, Any]], grown: list[dict[str, Any]]) ->
             at.append(row["columns"])
             height.append(row[y])
         panels.append(Lines(f"{grown[0]['ranks']} ranks", "columns", y, series, "xy"))
-    return panels
+    return [*panels, memory_by_ranks(max(row["columns"] for row in grown))]
+
+
+def memory_by_ranks(cols: int) -> Panel:
+    """Bytes of the tables of a rank, computed, for the largest matrix in a grid of 64."""
+    sides = [np.linspace(0, size, 65).astype(np.int64) for size in (ROWS, cols)]
+    grid, layout, counts = Grid(*sides), Layout(FACTORS, True), [1, 2, 4, 8, 16, 32, 64]
+    model = [tables_of(grid, layout, ranks, 0) / 1e6 for ranks in counts]
+    per_row = 4e-6 * (FACTORS + 1)
+    series = {"mfpar": (counts, model), "averaging": (counts, [per_row * (ROWS / ranks + cols) for ranks in counts])}
+    return Lines(f"{cols:,} columns (computed)", "ranks", "tables MB a rank", series, "xy")
 
 
 if __name__ == "__main__":
@@ -160,4 +181,5 @@ if __name__ == "__main__":
         for count in parsed.columns:
             more += growth(count, parsed, Path(scratch))
     title = f"model and data parallelism, {parsed.ratings / 1e6:g} M ratings of {parsed.shape}'s shape, k = {FACTORS}"
-    report("data-parallel", title, reached + more, panels_of(lines, more), curves=lines)
+    tables = {"to a given RMSE": reached, f"{ROWS:,} rows, more and more columns": more}
+    report("data-parallel", title, tables, panels_of(lines, more), curves=lines)

@@ -31,7 +31,7 @@ class Shape:
     ratings: int
 
     def scaled(self, scale: float) -> "Shape":
-        """A matrix of the same density: both sides by the root of the scale, unless that leaves rows with too little."""
+        """A matrix of the same density: both sides by the root of the scale, but rows keep a few ratings each."""
         count = round(self.ratings * scale)
         return Shape(min(int(self.rows * scale**0.5), count // LEAST), int(self.cols * scale**0.5), count)
 

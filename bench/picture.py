@@ -6,7 +6,7 @@ from pathlib import Path
 
 Points = tuple[Sequence[float], Sequence[float]]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
-PER_ROW = 3
+PER_ROW = 4
 FEW = 8  # places on a logarithmic axis that are written out
 
 
@@ -59,7 +59,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> bool:
         (_lines if isinstance(panel, Lines) else _bars)(axes, panel)
         axes.set_title(panel.title, fontsize=9)
         axes.set_ylabel(panel.y, fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, which="both")
         axes.grid(axis="y" if isinstance(panel, Bars) else "both", linewidth=0.4, alpha=0.6)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7, framealpha=0.7)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from picture import Panel, draw
 from rich.console import Console
 from rich.table import Table
 
+Rows = list[dict[str, Any]]
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("mfpar", "numpy", "numba", "llvmlite", "h5py", "mpi4py", "duckdb")
 
@@ -69,9 +70,8 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
+def show(title: str, rows: Rows) -> None:
     """Print a table of rows, which may differ in what they tell."""
-    rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(*names, title=title)
     for row in rows:
@@ -80,15 +80,17 @@ def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
     Console(width=160).print(table)
 
 
-def report(name: str, title: str, rows: list[dict[str, Any]], panels: Sequence[Panel] = (), **further: Any) -> None:
+def report(name: str, title: str, rows: Rows | dict[str, Rows], panels: Sequence[Panel] = (), **further: Any) -> None:
     """Print a table of the rows, write them to results/NAME.json, and draw results/NAME.png.
 
     Parameters
     ----------
+    rows : the figures, or several tables of them by what they are about
     panels : what the picture shows; none, no picture
     further : what else the JSON says
     """
-    show(title, rows)
+    for about, table in (rows if isinstance(rows, dict) else {"": rows}).items():
+        show(f"{title}: {about}" if about else title, table)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {"title": title, "date": dt.date.today().isoformat(), "machine": machine(), **further, "rows": rows}

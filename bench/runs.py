@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import mfpar
+from mfpar.grid import Grid, span
+from mfpar.shards import Layout
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ def train(file: Path, factors: int, ranks: int = 1, threads: int = 1, **settings
     )
     whole = time.perf_counter() - started
     return Run(epochs, whole, model.fingerprint, settings.get("biases", True))
+
+
+def tables_of(grid: Grid, layout: Layout, ranks: int, rank: int) -> int:
+    """Bytes of a rank's rows of P and of its room for column-blocks, two of them coming in (docs/architecture.md)."""
+    first, last = span(grid.size, ranks, rank)
+    rows = sum(layout.floats(int(size)) for size in grid.row_sizes[first:last])
+    return 4 * (rows + (last - first + 2 * (ranks > 1)) * max(layout.floats(int(size)) for size in grid.col_sizes))
 
 
 def alternating(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
