@@ -82,6 +82,9 @@ bench-scaling: $(INSTALLED) ## ranks × threads, strong and weak; growth with ra
 bench-peers: $(INSTALLED) $(OTHERS)/.installed ## speed beside LIBMF (LIBMF_TRAIN=...), time to accuracy beside other packages
 	$(BIN)/python bench/speed.py $(SPEED)
 	$(BIN)/python bench/peers.py $(OTHERS)/bin/python $(PEERS)
+ifdef FULL
+	$(BIN)/python bench/peer_ranking.py $(OTHERS)/bin/python
+endif
 
 bench-data-parallel: $(INSTALLED) ## model parallelism beside averaging copies of Q: epochs, seconds, bytes, memory
 	$(BIN)/python bench/data_parallel.py $(PARALLEL)
