@@ -31,7 +31,7 @@ from mfpar.shards import Layout
 
 FACTORS, ROWS = 32, 50_000
 SETTINGS = {"lr": 0.02, "lr_decay": 0.95, "reg": 0.05}
-RATES = (0.02, 0.04, 0.06, 0.1)  # tried for each system
+RATES = ((0.02, 0.95), (0.04, 0.95), (0.04, 0.8), (0.07, 0.8), (0.1, 0.8))  # and decays, tried for each system
 SLACK = 1.002  # times the worst of the systems' best RMSE is what all are to reach
 
 
@@ -73,9 +73,9 @@ def systems_of(grid: int, **job: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def with_rate(job: dict[str, Any], rate: float) -> dict[str, Any]:
-    """The job with another learning rate."""
-    return job | {"settings": job["settings"] | {"lr": rate}}
+def with_rate(job: dict[str, Any], rate: tuple[float, float]) -> dict[str, Any]:
+    """The job with another learning rate and decay."""
+    return job | {"settings": job["settings"] | dict(zip(("lr", "lr_decay"), rate, strict=True))}
 
 
 def at_their_best(systems: dict[str, dict[str, Any]], ranks: int) -> tuple[float, dict[str, dict[str, Any]]]:
@@ -89,7 +89,7 @@ def at_their_best(systems: dict[str, dict[str, Any]], ranks: int) -> tuple[float
     for name, several in tried.items():
         there = [(until(target, curve), min(rmse for _, rmse in curve), rate) for curve, rate in several]
         *_, rate = min((reached[0], best, rate) for reached, best, rate in there if reached)
-        chosen[f"{name}, lr {rate:g}"] = with_rate(systems[name], rate)
+        chosen[f"{name}, lr {rate[0]:g} · {rate[1]:g}ᵉ"] = with_rate(systems[name], rate)
     return target, chosen
 
 
