@@ -1,50 +1,65 @@
 """Whole epochs from conversion to model: updates per second on ranks × threads, and the fingerprint of each.
 
-`python bench/epoch.py [--shape ml-10m] [--scale 1.0] [--factors 32] [--epochs 5]`
+All ways to run take turns, several times. `python bench/epoch.py [--shape ml-10m] [--scale 1.0] [--factors 32]`
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from limits import epoch_limit, gigabytes
 from matrix import SHAPES, ratings
-from report import report
+from picture import Bars
+from report import median_and_spread, report
+from runs import Run, alternating, train
 
 import mfpar
 
-RUNS = ((1, 1), (1, 2), (2, 1))  # ranks, threads
+WAYS = ((1, 1), (1, 2), (2, 1))  # ranks, threads
+KINDS: dict[str, dict[str, Any]] = {
+    "SGD, no biases": {"biases": False},
+    "SGD": {},
+    "AdaGrad": {"optimizer": "adagrad"},
+}
 
 
-def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
+def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """A row of figures for each number of ranks and threads, of each kind of model."""
     started = time.perf_counter()
     file = folder / "ratings.h5"
     header = mfpar.convert(ratings(SHAPES[args.shape].scaled(args.scale)), file, grid=args.grid)
     print(f"generated and converted {header.ratings:,} ratings in {time.perf_counter() - started:.1f} s")
-    figures = []
-    for kind in ({"biases": False}, {"biases": True}, {"biases": True, "optimizer": "adagrad"}):
-        for ranks, threads in RUNS:
-            epochs: list[mfpar.EpochReport] = []
-            started = time.perf_counter()
-            model = mfpar.factorize(
-                file, args.factors, epochs=args.epochs, threads=threads, ranks=ranks if ranks > 1 else None,
-                callback=epochs.append, **kind,
-            )  # fmt: skip
-            figures.append(
-                {
-                    "optimizer": kind.get("optimizer", "sgd"),
-                    "biases": "yes" if kind["biases"] else "no",
-                    "ranks": ranks,
-                    "threads": threads,
-                    "M updates/s": statistics.median(epoch.updates_per_second for epoch in epochs) / 1e6,
-                    "waiting": statistics.median(epoch.seconds_waiting / epoch.seconds for epoch in epochs),
-                    "whole call s": time.perf_counter() - started,
-                    "fingerprint": model.fingerprint[:12],
-                }
-            )
-    return figures
+    contestants: dict[Any, Any] = {
+        (kind, ranks, threads): lambda ranks=ranks, threads=threads, settings=settings: train(
+            file, args.factors, ranks, threads, epochs=args.epochs, **settings
+        )
+        for kind, settings in KINDS.items()
+        for ranks, threads in WAYS
+    }
+    for kind in KINDS:
+        contestants[kind, 1, 1]()  # compiles
+    runs: dict[Any, list[Run]] = alternating(contestants, args.rounds)
+    limit = epoch_limit(file, args.factors)()
+    return [row_of(*key, several, limit, args.factors) for key, several in runs.items()]
+
+
+def row_of(kind: str, ranks: int, threads: int, runs: list[Run], limit: float, factors: int) -> dict[str, Any]:
+    """The figures of one way to run; `limit` is what memory allows one core, in million updates a second."""
+    rate, spread = median_and_spread([run.rate for run in runs])
+    return {
+        "kind": kind,
+        "ranks": ranks,
+        "threads": threads,
+        "M updates/s": rate,
+        "range": spread,
+        "GB/s": gigabytes(rate, factors),
+        "share of limit": rate / limit / (ranks * threads),
+        "waiting": median_and_spread([run.waiting for run in runs])[0],
+        "whole call s": median_and_spread([run.whole for run in runs])[0],
+        "fingerprint": " ".join({run.fingerprint[:12] for run in runs}),
+    }
 
 
 if __name__ == "__main__":
@@ -54,8 +69,15 @@ if __name__ == "__main__":
     parser.add_argument("--grid", type=int, default=16)
     parser.add_argument("--factors", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mfpar-bench-") as scratch:
         found = measure(parsed, Path(scratch))
     title = f"epochs, {parsed.shape} × {parsed.scale:g}, {parsed.factors} factors, grid {parsed.grid}"
-    report("epoch", title, found)
+    heights = {
+        f"{ranks} × {threads}": [
+            row["M updates/s"] for row in found if (row["ranks"], row["threads"]) == (ranks, threads)
+        ]
+        for ranks, threads in WAYS
+    }
+    report("epoch", title, found, [Bars("ranks × threads", "M updates/s", list(KINDS), heights)])

@@ -1,10 +1,10 @@
-"""Updates per second of the bare kernels on one block in the cache, by loss, and how far that is from the limit.
+"""Updates per second of the bare kernels on one block in the L2 cache, by loss, optimizer and number of factors.
 
-The block is one of MovieLens 10M's in a grid of 32 × 16, small enough for a cache of 1 MB at 64 factors. The limit is
-measured, not computed: a kernel that reads and writes the same rows of P and Q in the same order, without the
-arithmetic whose results the next update may have to wait for. All kernels of a number of factors take turns on the same
-memory, from the same values, and the best of many rounds counts, so that the ratios hold although the machine's speed
-drifts. `python bench/kernels.py [--factors 32,64] [--rounds 60]`
+The block is like one of MovieLens 10M's in a grid of 32 × 16, cut smaller where more than 64 factors would not fit a
+cache of 1 MB. Beside each figure stands its share of what memory allows on the same block, which is measured, not
+computed (see `limits`), and beside these the limits of L1, L2 and memory. All kernels of a number of factors take turns
+on the same memory, from the same values, and the best of many rounds counts, so that the ratios hold although the
+machine's speed drifts. `python bench/kernels.py [--factors 32,64] [--rounds 60]`
 """
 
 import argparse
@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
-from report import report
+from limits import gigabytes, levels, traffic
+from picture import Bars, Lines, Panel
+from report import numbers, report
 
 import mfpar
 from mfpar.kernels import SUMS, Kind, Knobs, pairs_kernel, register, update_kernel
-from mfpar.kernels.vector import add_scaled, load, store
 from mfpar.losses import BUILTIN, Loss
 from mfpar.ratings.convert import STREAMS
 from mfpar.ratings.ordering import interleave
 from mfpar.shards import Layout
 
 ROWS, COLS, RATINGS = 2236, 668, 15_600
+FITTING = 64  # factors up to which the whole block stays in the cache
 VISITS = 24  # of the block, in a round
 
 own = mfpar.Loss(lambda r, z: z - r, lambda r, z: 0.5 * (r - z) ** 2, name="bench:squared in Python")
@@ -59,26 +60,38 @@ CASES = [
 ]
 
 
-def block() -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Block:
     """Rows and columns of distinct random cells, in the order of a blocked file."""
-    cells = np.sort(np.random.default_rng(0).choice(ROWS * COLS, RATINGS, replace=False))
-    rows, cols = np.divmod(cells[interleave(RATINGS, STREAMS)], COLS)
-    return rows.astype(np.uint16), cols.astype(np.uint16)
+
+    row_count: int
+    col_count: int
+    rows: np.ndarray
+    cols: np.ndarray
+
+    @classmethod
+    def for_factors(cls, factors: int) -> "Block":
+        """The block at its full size, or with both sides smaller to make room for many factors."""
+        row_count, col_count = (side * FITTING // max(FITTING, factors) for side in (ROWS, COLS))
+        cells = np.sort(np.random.default_rng(0).choice(row_count * col_count, RATINGS, replace=False))
+        rows, cols = np.divmod(cells[interleave(RATINGS, STREAMS)], col_count)
+        return cls(row_count, col_count, rows.astype(np.uint16), cols.astype(np.uint16))
 
 
 class Memory:
     """Where all kernels work, one after the other: which pages an array has got makes a tenth of its speed."""
 
-    def __init__(self, factors: int):
+    def __init__(self, factors: int, block: Block):
         largest = Layout(factors, True, 1, True)
-        self.sides = [np.zeros(largest.floats(size), np.float32) for size in (ROWS, COLS)]
+        self.sizes = block.row_count, block.col_count
+        self.sides = [np.zeros(largest.floats(size), np.float32) for size in self.sizes]
         self.values = np.zeros(RATINGS, np.float32)
 
     def take(self, layout: Layout, values: np.ndarray) -> None:
         """Put in starting values and ratings."""
         rng = np.random.default_rng(1)
         self.values[:] = values
-        for side, size in zip(self.sides, (ROWS, COLS), strict=True):
+        for side, size in zip(self.sides, self.sizes, strict=True):
             side[:] = rng.normal(0, 0.1, len(side))
             layout.state(side, size)[:] = layout.scales(side, size)[:] = 1
 
@@ -86,7 +99,7 @@ class Memory:
 Call = tuple[Callable[[], None], Callable[[], None]]  # what prepares the memory, and what visits the block once
 
 
-def call_of(case: Case, factors: int, cells: tuple[np.ndarray, np.ndarray], memory: Memory) -> Call:
+def call_of(case: Case, factors: int, block: Block, memory: Memory) -> Call:
     """How the case's kernel visits the block."""
     rng = np.random.default_rng(1)
     layout = Layout(factors, case.biases, int(case.optimizer == "adagrad"), "scaled" in case.parts)
@@ -101,8 +114,8 @@ def call_of(case: Case, factors: int, cells: tuple[np.ndarray, np.ndarray], memo
     weights = rng.uniform(0.5, 2, RATINGS if kind.weighted else 0).astype(np.float32)
     rates, regs, l1s = (0.01,) * 4, (0.05,) * 4, (0.001,) * 4
     knobs = Knobs(*(np.float32(x) for x in (0.0, *rates, *regs, *l1s, 1 / factors, 1.0, 0.0)))
-    zero, counts = np.zeros(1, np.int64), np.array([[ROWS + 1], [COLS + 1]])
-    ratings = np.array([[0, RATINGS]]), *cells, memory.values, weights
+    zero, counts = np.zeros(1, np.int64), np.array([[block.row_count + 1], [block.col_count + 1]])
+    ratings = np.array([[0, RATINGS]]), block.rows, block.cols, memory.values, weights
     sides = memory.sides[0], zero, counts[0], memory.sides[1], zero, counts[1]
     sums = np.zeros((1, SUMS))
     return (
@@ -111,20 +124,14 @@ def call_of(case: Case, factors: int, cells: tuple[np.ndarray, np.ndarray], memo
     )
 
 
-def limit_of(factors: int, cells: tuple[np.ndarray, np.ndarray], memory: Memory) -> Call:
+def limit_of(factors: int, block: Block, memory: Memory) -> Call:
     """A visit of the block with the loads and stores of an update, and next to nothing else."""
     layout = Layout(factors, False)
-    stride = layout.stride
-
-    @njit(nogil=True)
-    def traffic(rows, cols, P, Q, scalar):
-        for t in range(len(rows)):
-            p_at, q_at = np.int64(rows[t]) * stride, np.int64(cols[t]) * stride
-            p, q = load(P, p_at, stride), load(Q, q_at, stride)
-            store(P, p_at, add_scaled(p, q, scalar))
-            store(Q, q_at, add_scaled(q, p, scalar))
-
-    return lambda: memory.take(layout, memory.values), lambda: traffic(*cells, *memory.sides, np.float32(0))
+    visit, (P, Q) = traffic(layout.stride, False), memory.sides
+    return (
+        lambda: memory.take(layout, memory.values),
+        lambda: visit(0, RATINGS, block.rows, block.cols, P, 0, Q, 0, np.float32(0)),
+    )
 
 
 def best_rates(calls: dict[Any, Call], rounds: int) -> dict[Any, float]:
@@ -141,12 +148,12 @@ def best_rates(calls: dict[Any, Call], rounds: int) -> dict[Any, float]:
     return {name: VISITS * RATINGS / best / 1e6 for name, best in seconds.items()}
 
 
-def measure(factors: int, rounds: int) -> list[dict[str, Any]]:
+def measure(factors: int, cases: list[Case], rounds: int) -> list[dict[str, Any]]:
     """A row of figures for each kernel with this many factors."""
-    cells = block()
-    memory = Memory(factors)
-    calls: dict[Any, Call] = {case: call_of(case, factors, cells, memory) for case in CASES}
-    rates = best_rates(calls | {"limit": limit_of(factors, cells, memory)}, rounds)
+    block = Block.for_factors(factors)
+    memory = Memory(factors, block)
+    calls: dict[Any, Call] = {case: call_of(case, factors, block, memory) for case in cases}
+    rates = best_rates(calls | {"limit": limit_of(factors, block, memory)}, rounds)
     return [
         {
             "factors": factors,
@@ -154,18 +161,58 @@ def measure(factors: int, rounds: int) -> list[dict[str, Any]]:
             "optimizer": case.optimizer,
             "biases": "yes" if case.biases else "no",
             "M updates/s": rates[case],
-            "of squared": rates[case] / rates[CASES[0]],
-            "GB/s": rates[case] * (24 if case.loss.pairs else 16) * factors / 1e3,
-            "share of limit": rates[case] / rates["limit"],
+            "of squared": rates[case] / rates[cases[0]],
+            "GB/s": gigabytes(rates[case], factors) * (1.5 if case.loss.pairs else 1),
+            "share of limit": rates[case] / rates["limit"] * (1.5 if case.loss.pairs else 1),
         }
-        for case in CASES
+        for case in cases
+    ]
+
+
+def limits(factors: int) -> list[dict[str, Any]]:
+    """A row for each level of the memory."""
+    return [
+        {
+            "factors": factors,
+            "loss": f"(loads and stores, {level})",
+            "optimizer": "",
+            "biases": "",
+            "M updates/s": rate,
+            "GB/s": gigabytes(rate, factors),
+        }
+        for level, rate in levels(factors).items()
+    ]
+
+
+def panels_of(rows: list[dict[str, Any]], every: int) -> list[Panel]:
+    """Speed by number of factors beside the limits, and by loss at the number that was measured for all of them."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        plain = row["loss"] == "squared"
+        if plain or row["loss"].startswith("("):
+            label = (
+                f"{row['optimizer']}, {'biases' if row['biases'] == 'yes' else 'no biases'}" if plain else row["loss"]
+            )
+            x, y = series.setdefault(label, ([], []))
+            x.append(row["factors"])
+            y.append(row["GB/s"])
+    losses = [row for row in rows if row["factors"] == every and row["optimizer"] == "sgd" and row["biases"] == "yes"]
+    heights = {"SGD, biases": [row["M updates/s"] for row in losses]}
+    return [
+        Lines("one block in L2, one core", "factors", "GB/s", series, "xy"),
+        Bars(f"{every} factors", "M updates/s", [row["loss"] for row in losses], heights),
     ]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--factors", default="32,64", type=lambda text: [int(k) for k in text.split(",")])
+    parser.add_argument("--factors", default=[32, 64], type=numbers)
+    parser.add_argument("--all-losses", default=[32, 64], type=numbers, help="factors for which losses are measured")
     parser.add_argument("--rounds", default=60, type=int)
     parsed = parser.parse_args()
-    found = [row for k in parsed.factors for row in measure(k, parsed.rounds)]
-    report("kernels", f"kernels, one core, one block of {ROWS} × {COLS} with {RATINGS:,} ratings", found)
+    plain_only = [case for case in CASES if case.loss.name == "squared" and not case.parts]
+    found = []
+    for k in parsed.factors:
+        found += measure(k, CASES if k in parsed.all_losses else plain_only, parsed.rounds) + limits(k)
+    title = f"kernels, one core, one block of {ROWS} × {COLS} with {RATINGS:,} ratings"
+    report("kernels", title, found, panels_of(found, parsed.all_losses[0]))

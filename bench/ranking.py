@@ -64,7 +64,9 @@ def ranking(scores: np.ndarray, training: Pairs, heldout: Pairs) -> tuple[float,
     relevant = np.zeros(scores.shape, bool)
     relevant[heldout] = True
     users = np.flatnonzero(relevant.any(axis=1))
-    best = np.argsort(-scores[users], axis=1, kind="stable")[:, :AT]
+    chosen = -scores[users]
+    best = np.argpartition(chosen, AT, axis=1)[:, :AT]
+    best = np.take_along_axis(best, np.argsort(np.take_along_axis(chosen, best, axis=1), axis=1, kind="stable"), axis=1)
     hits = np.take_along_axis(relevant[users], best, axis=1)
     discounts = 1 / np.log2(np.arange(2, AT + 2))
     count = relevant[users].sum(axis=1)
