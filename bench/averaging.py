@@ -11,6 +11,7 @@ A program for mpirun, which also runs mfpar itself under the same conditions (se
 
 import json
 import resource
+import socket
 import sys
 import time
 from typing import Any
@@ -27,7 +28,7 @@ from mfpar.engine.rates import Rates
 from mfpar.engine.starting import Starter
 from mfpar.engine.steps import arrays_of, kind_of
 from mfpar.grid import span
-from mfpar.kernels import DESCENT, SUMS, Knobs, update_kernel
+from mfpar.kernels import DESCENT, DONE, SLOT, SUMS, WIDTH, Knobs, Turns, update_kernel
 from mfpar.schedule import meetings, ring, sample_key
 from mfpar.shards import Layout, Slots
 
@@ -61,6 +62,10 @@ class Replica:
                 starter.fill(self.P[place], "rows", self.first + place)
             for j in range(self.grid.size):
                 starter.fill(self.Q[j], "cols", j)
+        self.board = np.zeros((self.grid.size + 1, WIDTH), np.int32)
+        self.board[:-1, SLOT] = np.arange(self.grid.size)
+        held = self.last - self.first
+        self.clocks = np.zeros((held, 2), np.int64), np.zeros((held, 0, 3), np.int64)
         self.weights = self._weights()
         kind = kind_of(self.objective, self.layout, self.train, self.strips["train"])
         for turn in range(2):  # the first rank compiles, the others find it in the cache
@@ -81,11 +86,13 @@ class Replica:
         return shares
 
     def visit(self, met: np.ndarray, knobs: Knobs, epoch: int, sums: np.ndarray) -> None:
-        """Let each of this rank's row-blocks meet a column-block: the one place that calls the kernel."""
+        """Let each of this rank's row-blocks i meet column-block met[i]: the one place that calls the kernel."""
         p_side = self.P.buffer, self.P.starts, self.row_sizes + 1
-        q_side = self.Q.buffer, self.Q.starts[met], self.grid.col_sizes[met] + 1
+        q_side = self.Q.buffer, self.grid.col_sizes + 1
         key = sample_key(self.train.seed, epoch)
-        self.kernel(0, len(met), met, *arrays_of(self.strips["train"]), *p_side, *q_side, knobs, self.first, key, sums)
+        self.board[:, DONE] = 0
+        turns = Turns(0, self.last - self.first, self.first, 1, 0, met, self.board, self.Q.starts, *self.clocks)
+        self.kernel(turns, *arrays_of(self.strips["train"]), *p_side, *q_side, knobs, key, sums)
 
     def average(self) -> None:
         """Make all copies of Q the weighted mean of all. Collective."""
@@ -105,7 +112,7 @@ class Replica:
         self.comm.Barrier()
         started = time.perf_counter()
         for step in range(size):
-            self.visit(meetings(order, step)[self.first : self.last], knobs, epoch, sums)
+            self.visit(meetings(order, step), knobs, epoch, sums)
             if (step + 1) * averagings // size > step * averagings // size:
                 self.average()
         seconds = self.comm.allreduce(time.perf_counter() - started, MPI.MAX)
@@ -145,7 +152,8 @@ def averaged(job: dict[str, Any], comm: MPI.Comm) -> dict[str, Any]:
 
 
 def rotated(job: dict[str, Any], comm: MPI.Comm) -> dict[str, Any]:
-    """Train with mfpar."""
+    """Train with mfpar, each rank a node of its own: column-blocks are sent, where on one node they would be shared."""
+    socket.gethostname = lambda: f"node {comm.rank}"
     epochs: list[mfpar.EpochReport] = []
     mfpar.factorize(job["file"], job["factors"], comm=comm, callback=epochs.append, **job["settings"])
     with BlockedFile(job["file"]) as file:

@@ -20,7 +20,7 @@ from picture import Bars, Lines, Panel
 from report import numbers, report
 
 import mfpar
-from mfpar.kernels import SUMS, Kind, Knobs, pairs_kernel, register, update_kernel
+from mfpar.kernels import DONE, SUMS, WIDTH, Kind, Knobs, Turns, pairs_kernel, register, update_kernel
 from mfpar.losses import BUILTIN, Loss
 from mfpar.ratings.convert import STREAMS
 from mfpar.ratings.ordering import interleave
@@ -115,13 +115,17 @@ def call_of(case: Case, factors: int, block: Block, memory: Memory) -> Call:
     rates, regs, l1s = (0.01,) * 4, (0.05,) * 4, (0.001,) * 4
     knobs = Knobs(*(np.float32(x) for x in (0.0, *rates, *regs, *l1s, 1 / factors, 1.0, 0.0)))
     zero, counts = np.zeros(1, np.int64), np.array([[block.row_count + 1], [block.col_count + 1]])
+    board, clocks, marks = np.zeros((2, WIDTH), np.int32), np.zeros((1, 2), np.int64), np.zeros((1, 0, 3), np.int64)
+    turns = Turns(0, 1, 0, 1, 0, zero, board, zero, clocks, marks)
     ratings = np.array([[0, RATINGS]]), block.rows, block.cols, memory.values, weights
-    sides = memory.sides[0], zero, counts[0], memory.sides[1], zero, counts[1]
+    sides = memory.sides[0], zero, counts[0], memory.sides[1], counts[1]
     sums = np.zeros((1, SUMS))
-    return (
-        lambda: memory.take(layout, values),
-        lambda: kernel(0, 1, zero, *ratings, *sides, knobs, 0, np.uint64(1), sums),
-    )
+
+    def visit() -> None:
+        board[0, DONE] = 0
+        kernel(turns, *ratings, *sides, knobs, np.uint64(1), sums)
+
+    return lambda: memory.take(layout, values), visit
 
 
 def limit_of(factors: int, block: Block, memory: Memory) -> Call:
