@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 Points = tuple[Sequence[float], Sequence[float]]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
 PER_ROW = 4
+SHADES = 64  # colours of a file: a third of its size with all of them
 FEW = 8  # places on a logarithmic axis that are written out
 
 
@@ -46,13 +49,14 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> bool:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from PIL import Image
     except ImportError:
         print("no picture: matplotlib is missing (pip install mfpar[plot])")
         return False
     across = min(PER_ROW, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(4.6 * across, 3.6 * down), dpi=85, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
     for place, panel in enumerate(panels, 1):
         axes = figure.add_subplot(down, across, place)
@@ -63,7 +67,8 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> bool:
         axes.grid(axis="y" if isinstance(panel, Bars) else "both", linewidth=0.4, alpha=0.6)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7, framealpha=0.7)
-    figure.savefig(path)
+    canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(SHADES).save(path, optimize=True)
     return True
 
 
