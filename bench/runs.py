@@ -33,13 +33,13 @@ class Run:
 
     @property
     def waiting(self) -> float:
-        """Share of an epoch that ranks wait for messages."""
+        """Share of an epoch that threads wait for their turns."""
         return statistics.median(epoch.seconds_waiting / epoch.seconds for epoch in self.epochs)
 
     @property
-    def bytes_sent(self) -> float:
-        """Bytes that an epoch sends, all ranks together."""
-        return statistics.median(epoch.bytes_sent for epoch in self.epochs[1:] or self.epochs)
+    def working(self) -> float:
+        """Share of an epoch that threads are inside blocks."""
+        return statistics.median(epoch.seconds_working / epoch.seconds for epoch in self.epochs)
 
     def until(self, target: float) -> tuple[int, float] | None:
         """Epochs, and seconds of training, after which the test RMSE was at most `target`; None: never."""

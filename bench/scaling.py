@@ -72,7 +72,7 @@ def measure(kind: str, factors: int, args: argparse.Namespace, data: dict[int, P
                 "its range": gain_spread,
                 "efficiency": gain / ideal(way),
                 "waiting": median_and_spread([run.waiting for run in runs[way]])[0],
-                "MB sent": median_and_spread([run.bytes_sent / 1e6 for run in runs[way]])[0],
+                "in kernels": median_and_spread([run.working for run in runs[way]])[0],
             }
         )
     return rows
