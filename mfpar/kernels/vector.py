@@ -205,8 +205,8 @@ def not_below_zero(typing, row):
     return row(row), codegen
 
 
-def reduced(builder, row_type, row, other, start=None):
-    """start + Σ row[l] · other[l]: panels go round up to four accumulators, which then fold in halves down to one."""
+def partial_sums(builder, row_type, row, other, start=None):
+    """A vector whose lanes add up to start + Σ row[l] · other[l]: panels go round up to four accumulators."""
     sums = []
     pairs = zip(panels_of(builder, row_type, row), panels_of(builder, row_type, other), strict=True)
     for t, (x, y) in enumerate(pairs):
@@ -220,7 +220,12 @@ def reduced(builder, row_type, row, other, start=None):
     while len(sums) > 1:
         half = (len(sums) + 1) // 2
         sums = [builder.fadd(sums[t], sums[t + half]) if t + half < len(sums) else sums[t] for t in range(half)]
-    total = sums[0]
+    return sums[0]
+
+
+def reduced(builder, row_type, row, other, start=None):
+    """start + Σ row[l] · other[l]: the partial sums, folded in halves down to one."""
+    total = partial_sums(builder, row_type, row, other, start)
     while total.type.count > 1:
         half = total.type.count // 2
         low, high = (ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half))

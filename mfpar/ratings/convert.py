@@ -12,15 +12,15 @@ from mfpar.atomic import refuse_existing, replacing
 from mfpar.blockfile import Header
 from mfpar.errors import ConfigError, RatingsError
 from mfpar.grid import Grid, balanced_cuts, default_grid
+from mfpar.kernels.spread import RUN
 from mfpar.ratings.blocks import BATCH, RATING_BYTES, SortedRatings, Statistics
 from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.ratings.columns import Wanted
 from mfpar.ratings.database import Database
-from mfpar.ratings.ordering import UNKNOWN, id_size, ids, interleave, number, place
+from mfpar.ratings.ordering import UNKNOWN, id_size, ids, number, place, spread
 from mfpar.ratings.reading import Ratings
 from mfpar.ratings.sources import files_of
 
-STREAMS = 8  # independent chains of updates inside a block (docs/performance.md)
 DUPLICATES = ("error", "last", "mean")
 
 
@@ -154,7 +154,7 @@ def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, see
             writer.append("test", i, j, rows, cols, values)
         else:
             statistics.add(values)
-            order = interleave(len(values), STREAMS)
+            order = spread(rows, cols)
             weights = None if block.weights is None else block.weights[order]
             writer.append("train", i, j, rows[order], cols[order], values[order], weights)
     return Header(
@@ -165,7 +165,7 @@ def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, see
         test_unknown=unknown,
         duplicates=ordered.duplicates,
         seed=seed,
-        streams=STREAMS,
+        streams=RUN,
         mean=statistics.mean,
         deviation=statistics.deviation,
         minimum=statistics.minimum,

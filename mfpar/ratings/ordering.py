@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mfpar.kernels.spread import spread_kernel
 from mfpar.ratings.database import Database
 
 CHUNK = 1 << 18  # ids fetched at a time
@@ -60,14 +61,15 @@ def ids(database: Database, side: str, count: int, size: int) -> np.ndarray:
     return result
 
 
-def interleave(count: int, streams: int) -> np.ndarray:
-    """int64[count]: the order that takes one of `count` things from each of `streams` equal segments in turn.
+def spread(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """int64[count]: an order of a block's ratings, given by row, in which neighbours share neither row nor column.
 
-    Neighbours in the sorted order share a row, so that each update would wait for the one before.
+    Neighbours that do make each update wait for the one before; see `mfpar.kernels.spread`.
 
-    >>> interleave(7, 3)
-    array([0, 3, 6, 1, 4, 2, 5])
+    >>> spread(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 0, 1, 0]))[:3]
+    array([0, 4, 2])
     """
-    length = -(-count // streams)
-    order = np.arange(length * streams).reshape(streams, length).T.ravel()
-    return order[order < count]
+    order = np.arange(len(rows))
+    runs = (np.full(int(side.max(initial=-1)) + 1, -1) for side in (rows, cols))
+    spread_kernel()(rows.astype(np.int64), cols.astype(np.int64), *runs, order)
+    return order
