@@ -22,8 +22,7 @@ from report import numbers, report
 import mfpar
 from mfpar.kernels import DONE, SUMS, WIDTH, Kind, Knobs, Turns, pairs_kernel, register, update_kernel
 from mfpar.losses import BUILTIN, Loss
-from mfpar.ratings.convert import STREAMS
-from mfpar.ratings.ordering import interleave
+from mfpar.ratings.ordering import spread
 from mfpar.shards import Layout
 
 ROWS, COLS, RATINGS = 2236, 668, 15_600
@@ -74,7 +73,9 @@ class Block:
         """The block at its full size, or with both sides smaller to make room for many factors."""
         row_count, col_count = (side * FITTING // max(FITTING, factors) for side in (ROWS, COLS))
         cells = np.sort(np.random.default_rng(0).choice(row_count * col_count, RATINGS, replace=False))
-        rows, cols = np.divmod(cells[interleave(RATINGS, STREAMS)], col_count)
+        rows, cols = np.divmod(cells, col_count)
+        order = spread(rows, cols)
+        rows, cols = rows[order], cols[order]
         return cls(row_count, col_count, rows.astype(np.uint16), cols.astype(np.uint16))
 
 

@@ -18,8 +18,7 @@ from report import caches
 
 from mfpar.blockfile import BlockedFile
 from mfpar.kernels.vector import add_scaled, get, load, prefetch, store
-from mfpar.ratings.convert import STREAMS
-from mfpar.ratings.ordering import interleave
+from mfpar.ratings.ordering import spread
 from mfpar.schedule import meetings, ring
 from mfpar.shards import Layout, Slots
 
@@ -91,8 +90,9 @@ def levels(factors: int) -> dict[str, float]:
     for level, size in sizes.items():
         count, side = RATINGS[level], max(8, size // (8 * stride))
         rng = np.random.default_rng(0)
-        rows = np.sort(rng.integers(0, side, count))[interleave(count, STREAMS)].astype(np.uint32)
-        cols = rng.integers(0, side, count, dtype=np.uint32)
+        rows, cols = np.sort(rng.integers(0, side, count)), rng.integers(0, side, count)
+        order = spread(rows, cols)
+        rows, cols = rows[order].astype(np.uint32), cols[order].astype(np.uint32)
         slots = Slots([side * stride, side * stride])
         tables = slots.buffer, int(slots.starts[0]), slots.buffer, int(slots.starts[1])
         visit = functools.partial(traffic(stride, level == "memory"), 0, count, rows, cols, *tables, np.float32(0))

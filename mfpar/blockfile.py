@@ -36,7 +36,7 @@ class Header:
     test_unknown: int  # test ratings whose row or column id has no training rating
     duplicates: int  # ratings dropped or merged because their row and column occurred again
     seed: int  # of the order of rows and columns, and of the held-out part
-    streams: int  # interleaved runs inside a block of the training part
+    streams: int  # from which the ratings of a block of the training part come in turn
     mean: float  # of the training ratings
     deviation: float  # their standard deviation
     minimum: float

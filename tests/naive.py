@@ -80,6 +80,28 @@ def draw(stream_key: int, n: int, count: int) -> int:
     return (mixed(stream_key + n * GOLDEN & WORD) >> 32) * count >> 32
 
 
+def spread(places: Sequence[tuple[int, int]]) -> list[int]:
+    """The order of a block's ratings, given as (row, column): from sixteen streams by turns what repeats nothing."""
+    length = -(-len(places) // 16)
+    streams = [list(range(first, min(first + length, len(places)))) for first in range(0, 16 * length, length or 1)]
+    order: list[int] = []
+    turn = 0
+    while len(order) < len(places):
+        rows, cols = ({places[n][side] for n in order[len(order) // 16 * 16 :]} for side in (0, 1))
+        waiting = [stream for stream in [*range(turn, 16), *range(turn)] if streams[stream]]
+        fitting = (
+            (stream, n)
+            for stream in waiting
+            for n in streams[stream][:64]
+            if places[n][0] not in rows and places[n][1] not in cols
+        )
+        stream, n = next(fitting, (waiting[0], streams[waiting[0]][0]))
+        streams[stream].remove(n)
+        order.append(n)
+        turn = (stream + 1) % 16
+    return order
+
+
 class Rated:
     """The cells that have a rating, and one free cell in sixteen."""
 

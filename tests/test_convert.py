@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import h5py
+import naive as twins
 import numpy as np
 import pytest
 import scipy.io
@@ -23,8 +24,8 @@ from mfpar.cli.main import main
 from mfpar.errors import ConfigError, FormatError, OutputExistsError, RatingsError, StorageError
 from mfpar.grid import balanced_cuts
 from mfpar.ratings import blocks, database
-from mfpar.ratings.convert import STREAMS, convert
-from mfpar.ratings.ordering import interleave
+from mfpar.ratings.convert import convert
+from mfpar.ratings.ordering import spread
 
 duckdb = pytest.importorskip("duckdb")
 
@@ -133,7 +134,7 @@ KINDS = "csv tsv dat space semicolon csv.gz parquet mtx sparse.npz arrays.npz fi
 def test_every_kind_of_source_gives_the_same_file(tmp_path, triples, kind):
     convert(triples, tmp_path / "expected.h5", grid=4, seed=3)
     header = convert(as_kind(kind, triples, tmp_path), tmp_path / "found.h5", grid=4, seed=3)
-    assert (header.rows, header.cols, header.ratings, header.streams, header.seed) == (40, 30, 600, 8, 3)
+    assert (header.rows, header.cols, header.ratings, header.streams, header.seed) == (40, 30, 600, 16, 3)
     assert checksum(tmp_path / "found.h5") == checksum(tmp_path / "expected.h5")
     found = {(u, i, r) for *_, u, i, r in contents(tmp_path / "found.h5")}
     assert found == set(zip(*(column.tolist() for column in triples), strict=True))
@@ -356,10 +357,8 @@ def naive(ratings, size, seed):
             rows, cols = users[cuts[0][i] : cuts[0][i + 1]], items[cuts[1][j] : cuts[1][j + 1]]
             inside = [r for r in ratings if r[0] in rows and r[1] in cols]
             inside.sort(key=lambda r: (rows.index(r[0]), cols.index(r[1])))
-            length = -(-len(inside) // STREAMS)
-            segments = [inside[k * length : (k + 1) * length] for k in range(STREAMS)]
-            for turn in range(length):
-                result += [(i, j, *segment[turn]) for segment in segments if turn < len(segment)]
+            places = [(rows.index(u), cols.index(v)) for u, v, _ in inside]
+            result += [(i, j, *inside[n]) for n in twins.spread(places)]
     return users, items, result
 
 
@@ -402,12 +401,25 @@ def test_holds_exactly_the_given_ratings_in_the_promised_order(ratings, size, se
     assert {(str(u), str(i)): r for *_, u, i, r in found} == last
 
 
-@pytest.mark.parametrize(("count", "streams"), [(0, 8), (1, 8), (7, 8), (8, 8), (9, 8), (17, 8), (10, 1), (5, 3)])
-def test_interleave(count, streams):
-    length = -(-count // streams)
-    segments = [list(range(count))[k * length : (k + 1) * length] for k in range(streams)]
-    expected = [segment[turn] for turn in range(length) for segment in segments if turn < len(segment)]
-    assert interleave(count, streams).tolist() == expected
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 400), st.integers(1, 60), st.integers(1, 60), st.integers(0, 99))
+def test_the_order_inside_a_block_is_that_of_the_twin(count, rows, cols, seed):
+    cells = np.sort(np.random.default_rng(seed).choice(rows * cols, min(count, rows * cols), replace=False))
+    row, col = np.divmod(cells, cols)
+    assert spread(row, col).tolist() == twins.spread(list(zip(row.tolist(), col.tolist(), strict=True)))
+
+
+def test_lines_of_a_block_hold_distinct_rows_and_columns():
+    rng = np.random.default_rng(0)
+    popularity = 1 / (10 + np.arange(300)) ** 0.8
+    cells = np.unique(rng.integers(0, 500, 9000) * 300 + rng.choice(300, 9000, p=popularity / popularity.sum()))
+    row, col = np.divmod(cells, 300)
+    order = spread(row, col)
+    assert sorted(order.tolist()) == list(range(len(cells)))
+    lines = len(order) // 16
+    for side in (row, col):
+        line = np.sort(side[order[: lines * 16]].reshape(lines, 16), axis=1)
+        assert (line[:, 1:] == line[:, :-1]).any(axis=1).mean() < 0.03
 
 
 def test_ids_are_kept_as_given(tmp_path):

@@ -35,6 +35,7 @@ from mfpar.kernels import (
     score_kernel,
     update_kernel,
 )
+from mfpar.kernels.lanes import distinct
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
 from mfpar.kernels.vector import add_scaled, dot, dot_from, load, not_below_zero, prefetch, scale, shrink, store
 from mfpar.losses import BUILTIN, Loss
@@ -71,6 +72,8 @@ class Blocks:
     cols: np.ndarray
     values: np.ndarray
     weights: np.ndarray
+    row_sizes: tuple[int, ...] = ROW_SIZES
+    col_sizes: tuple[int, ...] = COL_SIZES
 
     def kind(self, loss=SQUARED, **given):
         """Constants of a kernel for these blocks."""
@@ -86,7 +89,7 @@ class Blocks:
 
     @property
     def sides(self):
-        return self.p.buffer, self.p.starts, np.array(ROW_SIZES) + 1, self.q.buffer, np.array(COL_SIZES) + 1
+        return self.p.buffer, self.p.starts, np.array(self.row_sizes) + 1, self.q.buffer, np.array(self.col_sizes) + 1
 
     def turns(self, first=0, last=3):
         """One visit of each of the row-blocks first … last − 1."""
@@ -134,13 +137,13 @@ class Blocks:
 
 def make(
     factors, biases=True, adagrad=False, dtypes=(np.uint16, np.uint16), per_block=70, *,
-    weighted=False, scaled=False, sign=False,
+    weighted=False, scaled=False, sign=False, row_sizes=ROW_SIZES, col_sizes=COL_SIZES,
 ):  # fmt: skip
     """Blocks of random ratings and factors, the strangers' too; order inside a block is random, and repeats occur."""
     rng = np.random.default_rng(factors)
     layout = Layout(factors, biases, int(adagrad), scaled)
     slots = []
-    for sizes in (ROW_SIZES, COL_SIZES):
+    for sizes in (row_sizes, col_sizes):
         side = Slots([layout.floats(size) for size in sizes])
         for index, size in enumerate(sizes):
             block = side[index]
@@ -158,12 +161,12 @@ def make(
     offsets = np.zeros((3, 4), np.int64)
     offsets.ravel()[:] = np.insert(np.cumsum(counts), [0, 3, 6], [0, counts[0].sum(), counts[:2].sum()])
     i, j = (np.repeat(which, counts.ravel()) for which in divmod(np.arange(9), 3))
-    rows = rng.integers(0, np.array(ROW_SIZES)[i]).astype(dtypes[0])
-    cols = rng.integers(0, np.array(COL_SIZES)[j]).astype(dtypes[1])
+    rows = rng.integers(0, np.array(row_sizes)[i]).astype(dtypes[0])
+    cols = rng.integers(0, np.array(col_sizes)[j]).astype(dtypes[1])
     values = rng.normal(0.5, 1.0, len(rows)).astype(np.float32)
     values = np.sign(values) if sign else values
     weights = rng.uniform(0.3, 3.0, len(rows) if weighted else 0).astype(np.float32)
-    return Blocks(layout, *slots, np.array([1, 2, 0]), offsets, rows, cols, values, weights)
+    return Blocks(layout, *slots, np.array([1, 2, 0]), offsets, rows, cols, values, weights, row_sizes, col_sizes)
 
 
 def check_twin(blocks, kernel, rules, rtol=1e-5, atol=2e-6):
@@ -311,6 +314,53 @@ def test_update_rounds_as_its_twin_does_at_one_rate(adagrad):
     check_roundings(7, adagrad, knobs_of(7, b_rate=0.05, c_rate=0.04), paced=False)
 
 
+def in_lines(blocks, runs=4):
+    """The blocks with other ratings: in each first some lines of distinct rows and columns, then one that is not."""
+    rng, line = np.random.default_rng(1), 16
+    counts = np.full(9, runs * line + 21)
+    blocks.offsets.ravel()[:] = np.insert(np.cumsum(counts), [0, 3, 6], [0, counts[0] * 3, counts[0] * 6])
+    for name in ("rows", "cols"):
+        sides = [[rng.permutation(line)[:line] for _ in range(runs)] + [rng.integers(0, line, 21)] for _ in range(9)]
+        index = np.concatenate([part for side in sides for part in side])
+        setattr(blocks, name, index.astype(getattr(blocks, name).dtype))
+    blocks.values = rng.normal(0.5, 1.0, counts.sum()).astype(np.float32)
+    return blocks
+
+
+@pytest.mark.parametrize("biases", [False, True], ids=["plain", "biases"])
+@pytest.mark.parametrize(("factors", "paced"), [(1, True), (7, False), (24, True), (32, False), (100, True)])
+def test_ratings_taken_together_round_as_if_one_by_one(factors, biases, paced):
+    sizes = {"row_sizes": (16, 19, 16), "col_sizes": (17, 16, 16)}
+    blocks = in_lines(make(factors, biases, True, **sizes))
+    single = in_lines(make(factors, biases, True, **sizes))
+    before = blocks.p.buffer.copy()
+    rates = {} if paced else {"b_rate": 0.05, "c_rate": 0.04}
+    knobs = knobs_of(factors, **rates)
+    sums = blocks.step(update_kernel(blocks.kind(paced=paced)), knobs=knobs)
+    # With weights of one they go one by one.
+    single.weights = np.ones(len(single.values), np.float32)
+    expected = single.step(update_kernel(single.kind(paced=paced)), knobs=knobs)
+    assert (blocks.p.buffer != before).any()
+    np.testing.assert_array_equal(blocks.p.buffer, single.p.buffer)
+    np.testing.assert_array_equal(blocks.q.buffer, single.q.buffer)
+    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)
+
+
+@njit
+def lines_of(rows):
+    """Whether the sixteen integers from each place on all differ."""
+    return [distinct(rows, start) for start in range(len(rows) - 15)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_distinct_integers_are_told_from_others(dtype):
+    for first, second in itertools.combinations(range(16), 2):
+        numbers = np.arange(65520, 65520 + 16).astype(dtype)
+        assert lines_of(numbers) == [True]
+        numbers[first] = numbers[second]
+        assert lines_of(numbers) == [False]
+
+
 def check_roundings(factors, adagrad, knobs, **given):
     """The kernel changes a model to the very bit as the exact twin."""
     blocks, twin = make(factors, True, adagrad), make(factors, True, adagrad)
@@ -399,7 +449,8 @@ def test_weights_of_one_and_scales_of_one_change_no_bit():
         setattr(weighted, name, getattr(plain, name))
     weighted.weights = np.ones(len(plain.values), np.float32)
     sums = [some.step(update_kernel(some.kind())) for some in (plain, weighted)]
-    np.testing.assert_array_equal(*sums)
+    np.testing.assert_array_equal(*(some[:, VALUE + 1 :] for some in sums))
+    np.testing.assert_allclose(*(some[:, VALUE] for some in sums), rtol=1e-6)  # that of squares is added up otherwise
     for to, by, sizes in ((weighted.p, plain.p, ROW_SIZES), (weighted.q, plain.q, COL_SIZES)):
         for index, size in enumerate(sizes):
             np.testing.assert_array_equal(weighted.layout.rows(to[index], size), plain.layout.rows(by[index], size))

@@ -18,7 +18,7 @@ from mfpar.api.runs import train_file
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.errors import ConfigError
 from mfpar.kernels import link_kernel, register
-from mfpar.kernels.objective import gradient, is_square, link, value
+from mfpar.kernels.objective import gradient, is_difference, is_square, link, value
 from mfpar.losses import BUILTIN, Loss, find, huber_of, importable, is_builtin
 from mfpar.parallel.comm import Serial
 
@@ -466,7 +466,7 @@ def test_a_second_process_finds_a_loss_of_ones_own_in_the_cache(module, data, ru
         states.append(state())
     assert len(states[0]) == 6  # two kernels and the signals of the board, each an index and its code
     assert states[0] == states[1]
-    assert len(states[2]) == 8
+    assert len(states[2]) == 10
     assert states[2].items() > states[0].items()
 
 
@@ -480,8 +480,12 @@ def test_factorize_takes_a_loss(data):
 
 
 def test_a_kernel_knows_a_square_by_what_it_computes():
-    squares = [BUILTIN["squared"], Loss(lambda r, z: z - r, lambda r, z: 0.5 * (r - z) ** 2, name="tests:square")]
-    others = [loss for name, loss in BUILTIN.items() if name not in ("squared", "one-class")]
+    squares = [
+        BUILTIN["squared"],
+        BUILTIN["squared-hinge"],
+        Loss(lambda r, z: z - r, lambda r, z: 0.5 * (r - z) ** 2, name="tests:square"),
+    ]
+    others = [loss for name, loss in BUILTIN.items() if name not in ("squared", "squared-hinge", "one-class")]
     others += [
         Loss(lambda r, z: z - r, lambda r, z: (r - z) ** 2, name="tests:twice"),
         Loss(lambda r, z: z - r if z > r else 2 * (z - r), name="tests:lopsided"),
@@ -489,3 +493,7 @@ def test_a_kernel_knows_a_square_by_what_it_computes():
     ]
     assert all(is_square(register(loss)) for loss in squares)
     assert not any(is_square(register(loss)) for loss in others)
+    differences = [BUILTIN["squared"], BUILTIN["one-class"], Loss(lambda r, z: z - r, name="tests:difference")]
+    assert all(is_difference(register(loss)) for loss in differences)
+    others = [BUILTIN["squared-hinge"], BUILTIN["huber"], Loss(lambda r, z: r - z, name="tests:sign")]
+    assert not any(is_difference(register(loss)) for loss in others)

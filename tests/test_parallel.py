@@ -25,10 +25,10 @@ from mfpar.parallel.launch import launched_rank
 if launched_rank() == {rank}:
     from mfpar.engine.training import Training
     original = Training.run_epoch
-    def epoch(self, number, *rest):
+    def epoch(self, number, *rest, **named):
         if number == 3:
             {deed}
-        return original(self, number, *rest)
+        return original(self, number, *rest, **named)
     Training.run_epoch = epoch
 """
 

@@ -20,7 +20,7 @@ from mfpar.errors import ConfigError
 from mfpar.kernels.compile import compiled
 from mfpar.kernels.elementary import ELEMENTARY
 from mfpar.kernels.functions import digest_of, inlinable
-from mfpar.losses import Loss
+from mfpar.losses import Loss, squared
 
 ROLES = {"gradient": 2, "value": 2, "link": 1}  # with the number of arguments
 
@@ -54,6 +54,12 @@ def is_square(key: str) -> bool:
         )
     except Exception:  # noqa: BLE001 - a user's code, which need not run outside of kernels
         return False
+
+
+@functools.cache
+def is_difference(key: str) -> bool:
+    """Whether a loss's gradient is z − r, by its code: that of squared loss or the same."""
+    return digest_of(_LOSSES[key].gradient) == digest_of(squared.gradient)
 
 
 def gradient(loss, r, z):

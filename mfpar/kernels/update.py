@@ -28,7 +28,7 @@ from mfpar.kernels.dense import all_cells
 from mfpar.kernels.elementary import fma, shrunk
 from mfpar.kernels.kind import COUNTED, DESCENT, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.lanes import distinct
-from mfpar.kernels.objective import compiled_for, gradient, is_square, value
+from mfpar.kernels.objective import compiled_for, gradient, is_difference, is_square, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
 from mfpar.kernels.together import WORK, step_together
 from mfpar.kernels.turns import come, go
@@ -92,7 +92,7 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
     )
     square = is_square(loss) and every == 1 and not (weighted or sampled or dense or checked)
     # Sixteen ratings of distinct rows and columns at once, where a step waits long for its rates.
-    together = square and adagrad and not (scaled or l1 or nonnegative)
+    together = square and is_difference(loss) and adagrad and not (scaled or l1 or nonnegative)
 
     @compiled_for(loss, kind.name, step_types(kind))
     def update(

@@ -63,7 +63,7 @@ class Loss:
     every : int
         The training loss is the mean over every rating, every second, …, for a value that costs more than a step; over
         every one where ratings are few.
-        Best with no factor in common with the 8 streams of a block (docs/format.md).
+        Best with no factor in common with the 16 streams of a block (docs/format.md).
     """
 
     gradient: Scalar

@@ -11,7 +11,7 @@ from mfpar.ratings.database import Database
 from mfpar.ratings.reading import LARGEST
 
 BATCH = 1 << 20  # ratings fetched at a time, or one block if that holds more
-RATING_BYTES = 96  # of a batch, at most (with weights), from fetching to writing
+RATING_BYTES = 104  # of a batch, at most (with weights), from fetching to writing
 
 
 @dataclass(frozen=True)
