@@ -10,7 +10,7 @@ from mfpar.errors import RatingsError
 from mfpar.ratings.database import Database
 from mfpar.ratings.reading import LARGEST
 
-BATCH = 1 << 20  # ratings fetched at a time, or one block if that holds more
+BATCH = 1 << 19  # ratings fetched at a time, or one block if that holds more
 RATING_BYTES = 104  # of a batch, at most (with weights), from fetching to writing
 
 

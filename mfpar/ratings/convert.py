@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from mfpar.blockfile import Header
 from mfpar.errors import ConfigError, RatingsError
 from mfpar.grid import Grid, balanced_cuts, default_grid
 from mfpar.kernels.spread import RUN
-from mfpar.ratings.blocks import BATCH, RATING_BYTES, SortedRatings, Statistics
+from mfpar.ratings.blocks import BATCH, RATING_BYTES, Block, SortedRatings, Statistics
 from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.ratings.columns import Wanted
 from mfpar.ratings.database import Database
@@ -21,6 +24,7 @@ from mfpar.ratings.ordering import UNKNOWN, id_size, ids, number, place, spread
 from mfpar.ratings.reading import Ratings
 from mfpar.ratings.sources import files_of
 
+AHEAD = min(4, os.cpu_count() or 1)  # blocks whose orders are sought at a time
 DUPLICATES = ("error", "last", "mean")
 
 
@@ -145,7 +149,7 @@ def _write_ids(database: Database, writer: BlockedWriter, side: str, table: str,
 def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, seed: int, wanted: Wanted) -> Header:
     statistics = Statistics()
     test = unknown = 0
-    for block in ordered:
+    for block, order in _with_orders(ordered):
         i, j, rows, cols, values = block.i, block.j, block.rows, block.cols, block.values
         if block.held:
             test += len(values)
@@ -154,7 +158,6 @@ def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, see
             writer.append("test", i, j, rows, cols, values)
         else:
             statistics.add(values)
-            order = spread(rows, cols)
             weights = None if block.weights is None else block.weights[order]
             writer.append("train", i, j, rows[order], cols[order], values[order], weights)
     return Header(
@@ -173,6 +176,19 @@ def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, see
         implicit=not wanted.rating,
         weighted=wanted.weighted,
     )
+
+
+def _with_orders(blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
+    """Each block with the order of its ratings, which threads find while others are fetched and written."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting: deque[tuple[Block, Future[np.ndarray]]] = deque()
+        for block in blocks:
+            waiting.append((block, pool.submit(spread, block.rows, block.cols, block.held)))
+            if len(waiting) > AHEAD:
+                first, order = waiting.popleft()
+                yield first, order.result()
+        for first, order in waiting:
+            yield first, order.result()
 
 
 def _duplicate(database: Database, grid: Grid, example: tuple[bool, int, int, int, int], count: int) -> str:

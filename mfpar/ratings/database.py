@@ -12,7 +12,7 @@ import numpy as np
 
 from mfpar.errors import ConfigError, StorageError
 
-ALLOWANCE = 256 << 20  # bytes: Python, NumPy, h5py, one batch of ratings, and what DuckDB takes beyond its limit
+ALLOWANCE = 288 << 20  # bytes: Python, NumPy, h5py, one batch of ratings, and what DuckDB takes beyond its limit
 LEAST = 128 << 20  # bytes: below this limit DuckDB can't sort
 PER_THREAD = 128 << 20  # bytes: what a thread needs to sort without spilling all the time
 

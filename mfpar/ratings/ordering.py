@@ -61,15 +61,17 @@ def ids(database: Database, side: str, count: int, size: int) -> np.ndarray:
     return result
 
 
-def spread(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+def spread(rows: np.ndarray, cols: np.ndarray, held: bool = False) -> np.ndarray:
     """int64[count]: an order of a block's ratings, given by row, in which neighbours share neither row nor column.
 
-    Neighbours that do make each update wait for the one before; see `mfpar.kernels.spread`.
+    Neighbours that do make each update wait for the one before; see `mfpar.kernels.spread`. Held-out ratings, which no
+    update visits, stay as they are.
 
     >>> spread(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 0, 1, 0]))[:3]
     array([0, 4, 2])
     """
     order = np.arange(len(rows))
-    runs = (np.full(int(side.max(initial=-1)) + 1, -1) for side in (rows, cols))
-    spread_kernel()(rows.astype(np.int64), cols.astype(np.int64), *runs, order)
+    if not held:
+        runs = (np.full(int(side.max(initial=-1)) + 1, -1) for side in (rows, cols))
+        spread_kernel()(rows, cols, *runs, order)
     return order
