@@ -548,7 +548,7 @@ def test_held_out_share_depends_on_seed_and_ids_alone(tmp_path, triples):
         ({"grid": 31}, "grid=31 is too fine for 40 rows and 30 columns; take at most 30"),
         ({"seed": -1}, "seed=-1 is out of range"),
         ({"duplicates": "first"}, "duplicates='first' is none of error, last, mean"),
-        ({"memory": 1 << 20}, "memory=1M is too small for this conversion, which needs at least 384M"),
+        ({"memory": 1 << 20}, "memory=1M is too small for this conversion, which needs at least 416M"),
         ({"columns": ["1", "2"]}, r"columns=\['1', '2'\] must be"),
         ({"columns": ["1"], "implicit": True}, r"columns=\['1'\] must be"),
         ({"weights": np.ones(600)}, "weights is a ndarray; name a column of the source"),

@@ -67,8 +67,8 @@ def spread(rows: np.ndarray, cols: np.ndarray, held: bool = False) -> np.ndarray
     Neighbours that do make each update wait for the one before; see `mfpar.kernels.spread`. Held-out ratings, which no
     update visits, stay as they are.
 
-    >>> spread(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 0, 1, 0]))[:3]
-    array([0, 4, 2])
+    >>> spread(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 0, 1, 0]))
+    array([0, 4, 5, 1, 2, 3])
     """
     order = np.arange(len(rows))
     if not held:
