@@ -56,7 +56,7 @@ def take_turns(turns: Turns) -> Iterator[tuple[int, int, int]]:
         for i in range(turns.first, turns.last):
             j = int(turns.order[(turns.origin + i + step) % len(turns.order)])
             while turns.board[j, DONE] != turns.turn + step:
-                if turns.board[-1, DONE]:
+                if turns.board[len(turns.order), DONE]:
                     return
                 time.sleep(1e-5)
             yield i, j, int(turns.starts[turns.board[j, SLOT]])

@@ -70,8 +70,11 @@ def train_file(
                 listen(event)
 
         def on_epoch(report: EpochReport) -> None:
-            curve[:] = [*(event for event in curve if event["epoch"] < report.epoch), report.as_dict()]
-            tell("epoch", report.as_dict())
+            if comm.rank == 0:
+                event = report.as_dict()
+                del curve[report.epoch - 1 :]  # of epochs that were undone since
+                curve.append(event)
+                tell("epoch", event)
             tracing.flush()
 
         model, loss = model.resolved()

@@ -3,7 +3,6 @@
 import numpy as np
 
 from mfpar.grid import span
-from mfpar.schedule import meetings
 
 
 def step_balance(counts: np.ndarray, order: np.ndarray, ranks: int) -> list[float]:
@@ -21,8 +20,9 @@ def step_balance(counts: np.ndarray, order: np.ndarray, ranks: int) -> list[floa
     """
     size = len(order)
     ends = [span(size, ranks, rank)[0] for rank in range(ranks)]
-    met = np.stack([meetings(order, step) for step in range(size)])
-    loads = np.add.reduceat(counts[np.arange(size), met], ends, axis=1)
+    places = np.arange(size)
+    met = order[(places + places[:, None]) % size]  # of each step
+    loads = np.add.reduceat(counts[places, met], ends, axis=1)
     busiest = loads.max(axis=1)
     shares = np.divide(loads.mean(axis=1), busiest, out=np.ones(size), where=busiest > 0)
     return [round(float(share), 3) for share in shares]

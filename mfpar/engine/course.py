@@ -82,7 +82,6 @@ class Course:
                         break
                     continue
                 rejected, loss, least = 0, done.loss, min(least, done.loss)
-                self._used[epoch] = self._knobs()
                 validation = self._report(epoch, done)
                 improved = self._improves(validation, epoch)
                 if self._train.patience is not None and epoch - self._best_epoch >= self._train.patience:
@@ -106,7 +105,8 @@ class Course:
         if epoch > 2 and math.isfinite(start):  # the first two may have begun with a step too far
             most = min(most, least + max(LOST * (start - least), BEYOND * abs(start)))
         for attempt in range(REPAIRS + 1):
-            done = self._training.run_epoch(epoch, self._knobs(), inspect=self._is_inspected(epoch))
+            self._used[epoch] = self._knobs()
+            done = self._training.run_epoch(epoch, self._used[epoch], inspect=self._is_inspected(epoch))
             if done.loss <= most + self._negligible:
                 return done
             if not math.isfinite(done.loss) and not is_builtin(self._training.objective.loss):

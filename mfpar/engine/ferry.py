@@ -30,6 +30,8 @@ class Port:
     ----------
     first, last : int
         Row-blocks of the team.
+    spans : list[tuple[int, int]]
+        Row-blocks of each of its ranks.
     leads : bool
         This rank is the team's first.
     alone : bool
@@ -42,6 +44,7 @@ class Port:
 
     first: int
     last: int
+    spans: Sequence[tuple[int, int]]
     leads: bool
     alone: bool
     above: int
@@ -53,9 +56,11 @@ class Port:
         """The team of this rank, in a grid of `size` blocks a side."""
         leaders = comm.leaders
         team = [rank for rank in range(comm.size) if leaders[rank] == leaders[comm.rank]]
+        spans = [span(size, comm.size, rank) for rank in team]
         return cls(
-            first=span(size, comm.size, team[0])[0],
-            last=span(size, comm.size, team[-1])[1],
+            first=spans[0][0],
+            last=spans[-1][1],
+            spans=spans,
             leads=comm.rank == team[0],
             alone=len(team) == comm.size,
             above=leaders[(team[0] - 1) % comm.size],
@@ -71,7 +76,7 @@ class Ferry:
     ----------
     comm : Communicator
     port : Port
-    board : int32[G + 1, WIDTH]
+    board : int32[G + 2, WIDTH]
         Of the team.
     view : function of slot and j
         The part of a slot that column-block j fills.
@@ -87,7 +92,7 @@ class Ferry:
         trace: Trace,
     ):
         self._comm, self._board, self._view, self._trace = comm, board, view, trace
-        self._size = len(board) - 1
+        self._size = len(board) - 2
         self.port, self.places = port, np.arange(port.first, port.last)
         self._spare: list[int] = []
 

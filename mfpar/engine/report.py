@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mfpar.blockfile import BlockedFile
@@ -36,7 +36,7 @@ class EpochReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def describe_run(file: BlockedFile, model: ModelConfig, train: TrainConfig, comm: Communicator) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mfpar.engine.crew import Crew
 from mfpar.engine.ferry import COMING_IN, Ferry, Port
 from mfpar.engine.trace import Trace
 from mfpar.grid import Grid, span
-from mfpar.kernels import DONE, SLOT, WIDTH, Turns, announce_all
+from mfpar.kernels import DONE, SLOT, WIDTH, Turns, announce_all, finish, has_come_to
 from mfpar.parallel.comm import Communicator
 from mfpar.shards import Layout, Slots
 
@@ -55,9 +55,11 @@ class Rotation:
         room = port.last - port.first + COMING_IN * (not port.alone)
         longest = int(self._lengths.max())
         self.slots = Slots([longest] * room, comm.share(Slots.nbytes([longest] * room)))
-        self.board = comm.share((grid.size + 1) * WIDTH * 4).view(np.int32).reshape(grid.size + 1, WIDTH)
+        self.board = comm.share((grid.size + 2) * WIDTH * 4).view(np.int32).reshape(grid.size + 2, WIDTH)
         self._ferry = Ferry(comm, port, self.board, self._view, trace)
         self.order = np.arange(grid.size)  # the column-block at each row-block's place, between passes
+        self._ended = 0  # how many workers of the team have ended passes, all told
+        self._workers = sum(len(crew.shares(last - first)) for first, last in port.spans)
         self._turn = 0  # what the board says of every block between passes
         if self._leads:
             self._ferry.settle(self.order, np.arange(room))
@@ -94,8 +96,8 @@ class Rotation:
     ) -> tuple[float, float]:
         """Let every row-block meet column-blocks in `order` (see `mfpar.schedule.ring`): all, or for some steps.
 
-        Not all only where `order` is what it was before. Collective; the end on one rank says nothing of others, so all
-        have to gather before anybody goes on.
+        Not all only where `order` is what it was before. Collective; the end on one rank says nothing of other teams,
+        so all have to gather before anybody goes on.
 
         Parameters
         ----------
@@ -118,6 +120,9 @@ class Rotation:
             self._comm.gather(None)  # all have let go of what may have to leave the team
         before, self.order = self.order, order
 
+        self._ended += self._workers
+        everybody = self._ended
+
         def work(first: int, last: int) -> None:
             visit(
                 Turns(
@@ -125,6 +130,7 @@ class Rotation:
                     *(order, self.board, self.slots.starts, clocks, marks),
                 )
             )
+            finish(self.board, self._size + 1, everybody)
 
         job = self._crew.start(held, work)
         try:
@@ -138,13 +144,22 @@ class Rotation:
             raise
         finally:
             job.join()
-        if self.board[self._size, DONE]:  # somebody of the team has failed, and is about to say so
-            self._comm.wait_until(lambda: False)
         self._turn += steps
+        self._wait_for_team(everybody)
         shares = self._crew.shares(held)
         self._trace.visits(name, marks, shares, order, self._first)
         waited, worked = clocks.sum(axis=0) / len(shares) / 1e9
         return float(waited), float(worked)
+
+    def _wait_for_team(self, everybody: int) -> None:
+        """Wait until all of the team have made their visits; unlike a gather's, this wait costs no core any time."""
+        self._comm.wait_until(lambda: has_come_to(self.board, self._size + 1, everybody) or self._stopped)
+        if self._stopped:
+            self._comm.wait_until(lambda: False)  # somebody of the team has failed, and is about to say so
+
+    @property
+    def _stopped(self) -> bool:
+        return bool(self.board[self._size, DONE])
 
     def home(self) -> None:
         """Bring column-block j to the place of row-block j, for all j. Collective."""
@@ -157,6 +172,6 @@ class Rotation:
     def _begin_anew(self) -> None:
         """Before the counts on the board run over: from 0 again. Collective."""
         self._comm.gather(None)
-        self._turn = 0
-        self.board[: self._size, DONE] = 0
+        self._turn = self._ended = 0
+        self.board[:, DONE] = 0
         self._comm.gather(None)

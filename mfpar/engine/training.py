@@ -109,7 +109,7 @@ class Training(Tables):
         sums = np.zeros((self.last - self.first, SUMS))
         sent, started = self.comm.bytes_sent, time.perf_counter()
         kernel = self._steps.checked() if checked else self._steps.update
-        call = kernel, (), (knobs, sample_key(self.train.seed, epoch), sums)
+        call = kernel, (), (knobs, self._key(epoch), sums)
         waited, worked = self._visit_all(order, self._parts["train"], call, "compute")
         trained, sent = time.perf_counter() - started, self.comm.bytes_sent - sent
         with self.trace.span("agree"):
@@ -134,6 +134,10 @@ class Training(Tables):
             step_balance=[] if self._block_counts is None else step_balance(self._block_counts, order, len(ranks)),
             refused=(first[0], first[1]) if refused else None,
         )
+
+    def _key(self, epoch: int) -> np.uint64:
+        """Key of the epoch's samples; of no use, and 0, where nothing is drawn."""
+        return np.uint64(0) if self.objective.cells == "rated" else sample_key(self.train.seed, epoch)
 
     def sample_step(self, knobs: Knobs) -> None:
         """Update with the ratings of the blocks on the diagonal alone, column-blocks at home. Local."""

@@ -17,12 +17,25 @@ from mfpar.kernels.kind import (
 from mfpar.kernels.objective import link_kernel, register
 from mfpar.kernels.pairs import pairs_kernel
 from mfpar.kernels.score import contrast_kernel, score_kernel
-from mfpar.kernels.turns import BEGAN, CAME, DONE, ENDED, SLOT, WAITED, WIDTH, WORKED, Turns, announce_all
+from mfpar.kernels.turns import (
+    BEGAN,
+    CAME,
+    DONE,
+    ENDED,
+    SLOT,
+    WAITED,
+    WIDTH,
+    WORKED,
+    Turns,
+    announce_all,
+    finish,
+    has_come_to,
+)
 from mfpar.kernels.update import update_kernel
 
 __all__ = [
     "ABSOLUTES", "BEGAN", "CAME", "COUNTED", "DESCENT", "DONE", "ENDED", "LOSS", "REFUSED", "RIGHT", "SCORES", "SLOT",
     "SQUARES", "SUMS", "VALUE", "WAITED", "WIDTH", "WORKED",
-    "Kind", "Knobs", "Turns", "announce_all", "contrast_kernel", "link_kernel", "pairs_kernel", "register",
-    "score_kernel", "update_kernel",
+    "Kind", "Knobs", "Turns", "announce_all", "contrast_kernel", "finish", "has_come_to", "link_kernel", "pairs_kernel",
+    "register", "score_kernel", "update_kernel",
 ]  # fmt: skip

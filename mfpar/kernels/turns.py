@@ -23,8 +23,9 @@ from numba.extending import intrinsic
 
 from mfpar.kernels.compile import compiled, inlined
 
-# The board is int32[G + 1, WIDTH], a cache line for each column-block: how often it has been visited, whether somebody
-# sleeps until that changes, in which slot it lies. The last line says, in its first place, that all shall stop.
+# The board is int32[G + 2, WIDTH], a cache line for each column-block: how often it has been visited, whether somebody
+# sleeps until that changes, in which slot it lies. Line G says, in its first place, that all shall stop; line G + 1
+# counts the workers that have ended a pass, over all passes.
 DONE, ASLEEP, SLOT = range(3)
 WIDTH = 16
 
@@ -55,7 +56,7 @@ class Turns(NamedTuple):
     steps: Any  # int64
     turn: Any  # int64: below 2^31
     order: Any  # int64[G]
-    board: Any  # int32[G + 1, WIDTH]
+    board: Any  # int32[G + 2, WIDTH]
     starts: Any  # int64[slots]: where each slot begins in Q
     clocks: Any  # int64[B, 2], grows
     marks: Any  # int64[B, steps, 3], or int64[B, 0, 3] if nobody wants to know
@@ -97,6 +98,17 @@ def show(typing, board, line, field, value):
         return context.get_dummy_value()
 
     return types.void(board, types.int64, types.int64, types.int32), codegen
+
+
+@intrinsic
+def raised(typing, board, line):
+    """The count of `line`, which grows by one at the same moment."""
+
+    def codegen(context, builder, signature, args):
+        at = _at(context, builder, signature, [*args, ir.Constant(I64, DONE)])
+        return builder.add(builder.atomic_rmw("add", at, ir.Constant(I32, 1), "seq_cst"), ir.Constant(I32, 1))
+
+    return types.int32(board, types.int64), codegen
 
 
 @intrinsic
@@ -197,6 +209,23 @@ def go(turns, n, i, j):
 
 @compiled("board", types.void(types.int32[:, ::1], types.int64[::1], types.int64))
 def announce_all(board, lines, count):
-    """Set the count of some column-blocks, from Python: board int32[G + 1, WIDTH], lines int64[n], count."""
+    """Set the count of some column-blocks, from Python: board int32[G + 2, WIDTH], lines int64[n], count."""
     for line in lines:
         announce(board, line, count)
+
+
+@compiled("board", types.void(types.int32[:, ::1], types.int64, types.int64))
+def finish(board, line, count):
+    """Add one to the count of `line`; who makes it `count` wakes those who wait for that."""
+    if raised(board, line) == count:
+        wake(board, line)
+
+
+@compiled("board", types.boolean(types.int32[:, ::1], types.int64, types.int64))
+def has_come_to(board, line, count):
+    """Whether the count of `line` is `count`; sleeps, not for long, if it is not."""
+    seen = look(board, line, DONE)
+    if seen == count:
+        return True
+    sleep(board, line, seen)
+    return look(board, line, DONE) == count

@@ -72,7 +72,8 @@ class Mpi:
         lengths = [int.from_bytes(one[:8].tobytes(), "little") for one in all_said]
         self._room, room = max(LEAST_ROOM, 1 << max(lengths).bit_length()), self._room
         if max(lengths) <= room:
-            return [json.loads(one[8 : 8 + length].tobytes()) for one, length in zip(all_said, lengths, strict=True)]
+            texts = [one[8 : 8 + length].tobytes().decode() for one, length in zip(all_said, lengths, strict=True)]
+            return list(json.loads(f"[{','.join(texts)}]"))  # faster than one by one
         everything, counts = np.empty(sum(lengths), np.uint8), np.array(lengths)
         self.wait_until(self._comm.Iallgatherv(np.frombuffer(said, np.uint8), (everything, counts)).Test)
         ends = np.cumsum(counts)
