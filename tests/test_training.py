@@ -51,7 +51,7 @@ def train(planted, output, ranks=1, comm_seed=0, **given):
     def body(comm):
         return train_file(planted.path, output, model, run, comm, lambda event: None, force=True)
 
-    fingerprints = set(simulated.run(ranks, body, comm_seed))
+    fingerprints = set(simulated.run(ranks, body, comm_seed, team=1 + comm_seed % ranks))
     assert len(fingerprints) == 1
     return fingerprints.pop()
 
