@@ -59,7 +59,9 @@ class Rotation:
         self._ferry = Ferry(comm, port, self.board, self._view, trace)
         self.order = np.arange(grid.size)  # the column-block at each row-block's place, between passes
         self._ended = 0  # how many workers of the team have ended passes, all told
-        self._workers = sum(len(crew.shares(last - first)) for first, last in port.spans)
+        self._workers = sum(len(crew.shares(last - first)) for first, last in port.spans) + (
+            not port.alone
+        )  # the ferry
         self._turn = 0  # what the board says of every block between passes
         if self._leads:
             self._ferry.settle(self.order, np.arange(room))
@@ -136,6 +138,7 @@ class Rotation:
         try:
             if self._leads and not self._alone:
                 self._ferry.run(before, order, self._turn, steps, job)
+                finish(self.board, self._size + 1, everybody)
             else:
                 self._comm.wait_until(job.ended.is_set, job.ended)
             job.check()
@@ -152,7 +155,7 @@ class Rotation:
         return float(waited), float(worked)
 
     def _wait_for_team(self, everybody: int) -> None:
-        """Wait until all of the team have made their visits; unlike a gather's, this wait costs no core any time."""
+        """Wait until all visits of the team are made, and all has come that comes; unlike in a gather, asleep."""
         self._comm.wait_until(lambda: has_come_to(self.board, self._size + 1, everybody) or self._stopped)
         if self._stopped:
             self._comm.wait_until(lambda: False)  # somebody of the team has failed, and is about to say so
