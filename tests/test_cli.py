@@ -313,7 +313,7 @@ def test_a_second_process_finds_every_kernel_in_the_cache(folder, run_cli, tmp_p
         done = run_cli(*arguments, ranks=ranks, environment={"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
         assert done.returncode == 0
         states.append(state())
-    assert len(states[0]) == 6  # two kernels and the board's signals, each an index and its code
+    assert len(states[0]) == 10  # two kernels and the board's three functions, each an index and its code
     assert states[0] == states[1] == states[2]
 
 

@@ -464,9 +464,9 @@ def test_a_second_process_finds_a_loss_of_ones_own_in_the_cache(module, data, ru
         done = run_cli(*command, environment=environment)
         assert done.returncode == 0, done.stderr
         states.append(state())
-    assert len(states[0]) == 6  # two kernels and the signals of the board, each an index and its code
+    assert len(states[0]) == 10  # two kernels and the board's three functions, each an index and its code
     assert states[0] == states[1]
-    assert len(states[2]) == 10
+    assert len(states[2]) == 14
     assert states[2].items() > states[0].items()
 
 
