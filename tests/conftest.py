@@ -1,15 +1,18 @@
 """What all tests share: the environment that MPI needs, real data, and a way to run the command line."""
 
+import atexit
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mfpar.parallel.launch import ONE_NODE
+from mfpar.parallel.launch import ONE_NODE, expected_size
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -17,6 +20,12 @@ BIN = Path(sys.executable).parent
 # For every process that a test starts: this repository's mfpar; and for every mpirun, mpi-pytest's own too: found
 # beside this Python, as root, on any number of cores.
 os.environ.update(ONE_NODE, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=str(ROOT))
+
+# Each pytest clears old folders below its root of temporary ones; those of several ranks would trip over each other.
+# The root goes when MPI has ended, so when no other rank looks into it any more.
+if expected_size()[0] > 1:
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(prefix="mfpar-rank-")
+    atexit.register(shutil.rmtree, os.environ["PYTEST_DEBUG_TEMPROOT"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
