@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
-from runs import tables_of
+from runs import one_step, tables_of
 
 import mfpar
 from mfpar.blockfile import BlockedFile
@@ -28,7 +28,7 @@ from mfpar.engine.rates import Rates
 from mfpar.engine.starting import Starter
 from mfpar.engine.steps import arrays_of, kind_of
 from mfpar.grid import span
-from mfpar.kernels import DESCENT, DONE, SLOT, SUMS, WIDTH, Knobs, Turns, update_kernel
+from mfpar.kernels import DESCENT, SUMS, Knobs, update_kernel
 from mfpar.schedule import meetings, ring, sample_key
 from mfpar.shards import Layout, Slots
 
@@ -62,10 +62,6 @@ class Replica:
                 starter.fill(self.P[place], "rows", self.first + place)
             for j in range(self.grid.size):
                 starter.fill(self.Q[j], "cols", j)
-        self.board = np.zeros((self.grid.size + 1, WIDTH), np.int32)
-        self.board[:-1, SLOT] = np.arange(self.grid.size)
-        held = self.last - self.first
-        self.clocks = np.zeros((held, 2), np.int64), np.zeros((held, 0, 3), np.int64)
         self.weights = self._weights()
         kind = kind_of(self.objective, self.layout, self.train, self.strips["train"])
         for turn in range(2):  # the first rank compiles, the others find it in the cache
@@ -90,8 +86,7 @@ class Replica:
         p_side = self.P.buffer, self.P.starts, self.row_sizes + 1
         q_side = self.Q.buffer, self.grid.col_sizes + 1
         key = sample_key(self.train.seed, epoch)
-        self.board[:, DONE] = 0
-        turns = Turns(0, self.last - self.first, self.first, 1, 0, met, self.board, self.Q.starts, *self.clocks)
+        turns = one_step(met, self.Q.starts, self.last - self.first, self.first)
         self.kernel(turns, *arrays_of(self.strips["train"]), *p_side, *q_side, knobs, key, sums)
 
     def average(self) -> None:

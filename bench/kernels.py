@@ -18,9 +18,10 @@ import numpy as np
 from limits import gigabytes, levels, traffic
 from picture import Bars, Lines, Panel
 from report import numbers, report
+from runs import one_step
 
 import mfpar
-from mfpar.kernels import DONE, SUMS, WIDTH, Kind, Knobs, Turns, pairs_kernel, register, update_kernel
+from mfpar.kernels import DONE, SUMS, Kind, Knobs, pairs_kernel, register, update_kernel
 from mfpar.losses import BUILTIN, Loss
 from mfpar.ratings.ordering import spread
 from mfpar.shards import Layout
@@ -116,14 +117,13 @@ def call_of(case: Case, factors: int, block: Block, memory: Memory) -> Call:
     rates, regs, l1s = (0.01,) * 4, (0.05,) * 4, (0.001,) * 4
     knobs = Knobs(*(np.float32(x) for x in (0.0, *rates, *regs, *l1s, 1 / factors, 1.0, 0.0)))
     zero, counts = np.zeros(1, np.int64), np.array([[block.row_count + 1], [block.col_count + 1]])
-    board, clocks, marks = np.zeros((2, WIDTH), np.int32), np.zeros((1, 2), np.int64), np.zeros((1, 0, 3), np.int64)
-    turns = Turns(0, 1, 0, 1, 0, zero, board, zero, clocks, marks)
+    turns = one_step(zero, zero, held=1)
     ratings = np.array([[0, RATINGS]]), block.rows, block.cols, memory.values, weights
     sides = memory.sides[0], zero, counts[0], memory.sides[1], counts[1]
     sums = np.zeros((1, SUMS))
 
     def visit() -> None:
-        board[0, DONE] = 0
+        turns.board[0, DONE] = 0
         kernel(turns, *ratings, *sides, knobs, np.uint64(1), sums)
 
     return lambda: memory.take(layout, values), visit

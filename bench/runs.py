@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import mfpar
 from mfpar.grid import Grid, span
+from mfpar.kernels import SLOT, WIDTH, Turns
 from mfpar.shards import Layout
 
 
@@ -69,6 +72,18 @@ def train(file: Path, factors: int, ranks: int = 1, threads: int = 1, **settings
     )
     whole = time.perf_counter() - started
     return Run(epochs, whole, model.fingerprint, settings.get("biases", True))
+
+
+def one_step(met: np.ndarray, starts: np.ndarray, held: int, origin: int = 0) -> Turns:
+    """Turns of a worker alone: `held` row-blocks, the first of them `origin` in the grid, meet met[origin], …, once.
+
+    Column-block j lies where starts[j] says. To be used again, its board has to be set back (DONE) to 0.
+    """
+    board = np.zeros((len(met) + 2, WIDTH), np.int32)
+    board[: len(met), SLOT] = np.arange(len(met))
+    return Turns(
+        0, held, origin, 1, 0, met, board, starts, np.zeros((held, 2), np.int64), np.zeros((held, 0, 3), np.int64)
+    )
 
 
 def tables_of(grid: Grid, layout: Layout, ranks: int, rank: int) -> int:

@@ -36,10 +36,11 @@ def sample_key(seed: int, epoch: int) -> np.uint64:
     return np.uint64(np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw())
 
 
-def meetings(order: np.ndarray, step: int) -> np.ndarray:
-    """int64[G]: the column-block that each row-block meets in `step`.
+def meetings(order: np.ndarray, step: int | np.ndarray) -> np.ndarray:
+    """int64[G]: the column-block that each row-block meets in `step`; int64[n, G] for steps int64[n, 1].
 
     >>> meetings(np.array([2, 0, 3, 1]), 1)
     array([0, 3, 1, 2])
     """
-    return np.roll(order, -step)
+    met: np.ndarray = order[(np.arange(len(order)) + step) % len(order)]
+    return met

@@ -3,6 +3,7 @@
 import numpy as np
 
 from mfpar.grid import span
+from mfpar.schedule import meetings
 
 
 def step_balance(counts: np.ndarray, order: np.ndarray, ranks: int) -> list[float]:
@@ -21,7 +22,7 @@ def step_balance(counts: np.ndarray, order: np.ndarray, ranks: int) -> list[floa
     size = len(order)
     ends = [span(size, ranks, rank)[0] for rank in range(ranks)]
     places = np.arange(size)
-    met = order[(places + places[:, None]) % size]  # of each step
+    met = meetings(order, places[:, None])
     loads = np.add.reduceat(counts[places, met], ends, axis=1)
     busiest = loads.max(axis=1)
     shares = np.divide(loads.mean(axis=1), busiest, out=np.ones(size), where=busiest > 0)

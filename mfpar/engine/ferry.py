@@ -28,10 +28,8 @@ class Port:
 
     Attributes
     ----------
-    first, last : int
-        Row-blocks of the team.
     spans : list[tuple[int, int]]
-        Row-blocks of each of its ranks.
+        Row-blocks of each rank of the team.
     leads : bool
         This rank is the team's first.
     alone : bool
@@ -42,8 +40,6 @@ class Port:
         First rank of each rank's team.
     """
 
-    first: int
-    last: int
     spans: Sequence[tuple[int, int]]
     leads: bool
     alone: bool
@@ -58,8 +54,6 @@ class Port:
         team = [rank for rank in range(comm.size) if leaders[rank] == leaders[comm.rank]]
         spans = [span(size, comm.size, rank) for rank in team]
         return cls(
-            first=spans[0][0],
-            last=spans[-1][1],
             spans=spans,
             leads=comm.rank == team[0],
             alone=len(team) == comm.size,
@@ -67,6 +61,16 @@ class Port:
             below=leaders[(team[-1] + 1) % comm.size],
             leaders=leaders,
         )
+
+    @property
+    def first(self) -> int:
+        """The team's first row-block."""
+        return self.spans[0][0]
+
+    @property
+    def last(self) -> int:
+        """The row-block behind its last one."""
+        return self.spans[-1][1]
 
 
 class Ferry:
@@ -110,7 +114,7 @@ class Ferry:
             self.lay(before, order, turn)
         if steps == self._size:
             passage = _Passage(self, order, turn)
-            self._comm.wait_until(lambda: passage.complete() or job.failed or self._board[self._size, DONE] != 0)
+            self._comm.wait_until(lambda: passage.complete() or job.failed or self.stopped)
         self._comm.wait_until(job.ended.is_set, job.ended)
 
     def lay(self, before: np.ndarray, order: np.ndarray, turn: int) -> None:
@@ -168,6 +172,15 @@ class Ferry:
     def visited(self, j: int) -> int:
         """How often a block of the team has been visited."""
         return int(self._board[j, DONE])
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody of the team has failed, so that all shall stop."""
+        return bool(self._board[self._size, DONE])
+
+    def stop(self) -> None:
+        """Have all of the team stop."""
+        self._board[self._size, DONE] = 1
 
     @property
     def has_room(self) -> bool:

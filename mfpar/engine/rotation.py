@@ -17,7 +17,7 @@ from mfpar.engine.crew import Crew
 from mfpar.engine.ferry import COMING_IN, Ferry, Port
 from mfpar.engine.trace import Trace
 from mfpar.grid import Grid, span
-from mfpar.kernels import DONE, SLOT, WIDTH, Turns, announce_all, finish, has_come_to
+from mfpar.kernels import DONE, SLOT, WIDTH, Turns, announce_all, finish, have_ended
 from mfpar.parallel.comm import Communicator
 from mfpar.shards import Layout, Slots
 
@@ -51,7 +51,7 @@ class Rotation:
         self._first, self._last = span(grid.size, comm.size, comm.rank)
         self._lengths = np.array([layout.floats(int(size)) for size in grid.col_sizes])
         port = Port.of(comm, grid.size)
-        self._alone, self._leads = port.alone, port.leads
+        self._port = port
         room = port.last - port.first + COMING_IN * (not port.alone)
         longest = int(self._lengths.max())
         self.slots = Slots([longest] * room, comm.share(Slots.nbytes([longest] * room)))
@@ -59,11 +59,10 @@ class Rotation:
         self._ferry = Ferry(comm, port, self.board, self._view, trace)
         self.order = np.arange(grid.size)  # the column-block at each row-block's place, between passes
         self._ended = 0  # how many workers of the team have ended passes, all told
-        self._workers = sum(len(crew.shares(last - first)) for first, last in port.spans) + (
-            not port.alone
-        )  # the ferry
+        # The ferry is one more, where there is anywhere to go.
+        self._workers = (not port.alone) + sum(len(crew.shares(last - first)) for first, last in port.spans)
         self._turn = 0  # what the board says of every block between passes
-        if self._leads:
+        if self._port.leads:
             self._ferry.settle(self.order, np.arange(room))
         self.restart()
 
@@ -76,7 +75,7 @@ class Rotation:
     def relabel(self, order: np.ndarray) -> None:
         """Say that the blocks lie in another order, for everybody to fill in those at his places. Collective."""
         self._comm.gather(None)
-        if self._leads:
+        if self._port.leads:
             places = self._ferry.places
             self._ferry.settle(order, self.board[self.order[places], SLOT].copy())
         self.order = order
@@ -116,14 +115,13 @@ class Rotation:
         if self._turn > LAST_TURN - 2 * self._size:
             self._begin_anew()
         self._turn += 1
-        if self._alone:
+        if self._port.alone:
             announce_all(self.board, self.order[self._first : self._last], self._turn)
         else:
             self._comm.gather(None)  # all have let go of what may have to leave the team
         before, self.order = self.order, order
 
         self._ended += self._workers
-        everybody = self._ended
 
         def work(first: int, last: int) -> None:
             visit(
@@ -132,43 +130,39 @@ class Rotation:
                     *(order, self.board, self.slots.starts, clocks, marks),
                 )
             )
-            finish(self.board, self._size + 1, everybody)
+            finish(self.board, self._ended)
 
         job = self._crew.start(held, work)
         try:
-            if self._leads and not self._alone:
+            if self._port.leads and not self._port.alone:
                 self._ferry.run(before, order, self._turn, steps, job)
-                finish(self.board, self._size + 1, everybody)
+                finish(self.board, self._ended)
             else:
                 self._comm.wait_until(job.ended.is_set, job.ended)
             job.check()
         except BaseException:
-            self.board[self._size, DONE] = 1
+            self._ferry.stop()
             raise
         finally:
             job.join()
         self._turn += steps
-        self._wait_for_team(everybody)
+        self._wait_for_team()
         shares = self._crew.shares(held)
         self._trace.visits(name, marks, shares, order, self._first)
         waited, worked = clocks.sum(axis=0) / len(shares) / 1e9
         return float(waited), float(worked)
 
-    def _wait_for_team(self, everybody: int) -> None:
+    def _wait_for_team(self) -> None:
         """Wait until all visits of the team are made, and all has come that comes; unlike in a gather, asleep."""
-        self._comm.wait_until(lambda: has_come_to(self.board, self._size + 1, everybody) or self._stopped)
-        if self._stopped:
+        self._comm.wait_until(lambda: have_ended(self.board, self._ended) or self._ferry.stopped)
+        if self._ferry.stopped:
             self._comm.wait_until(lambda: False)  # somebody of the team has failed, and is about to say so
-
-    @property
-    def _stopped(self) -> bool:
-        return bool(self.board[self._size, DONE])
 
     def home(self) -> None:
         """Bring column-block j to the place of row-block j, for all j. Collective."""
         self._comm.gather(None)
         before, self.order = self.order, np.arange(self._size)
-        if self._leads and not self._alone:
+        if self._port.leads and not self._port.alone:
             self._ferry.lay(before, self.order, self._turn)
         self._comm.gather(None)
 

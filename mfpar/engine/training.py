@@ -142,7 +142,7 @@ class Training(Tables):
     def sample_step(self, knobs: Knobs) -> None:
         """Update with the ratings of the blocks on the diagonal alone, column-blocks at home. Local."""
         sums = np.zeros((self.last - self.first, SUMS))
-        rest = (knobs, sample_key(self.train.seed, 0), sums)
+        rest = (knobs, self._key(0), sums)
         self._visit_home(self._parts["train"], (self._steps.update, (), rest))
 
     def sample_loss(self) -> float:

@@ -29,13 +29,13 @@ from mfpar.kernels.turns import (
     Turns,
     announce_all,
     finish,
-    has_come_to,
+    have_ended,
 )
 from mfpar.kernels.update import update_kernel
 
 __all__ = [
     "ABSOLUTES", "BEGAN", "CAME", "COUNTED", "DESCENT", "DONE", "ENDED", "LOSS", "REFUSED", "RIGHT", "SCORES", "SLOT",
     "SQUARES", "SUMS", "VALUE", "WAITED", "WIDTH", "WORKED",
-    "Kind", "Knobs", "Turns", "announce_all", "contrast_kernel", "finish", "has_come_to", "link_kernel", "pairs_kernel",
+    "Kind", "Knobs", "Turns", "announce_all", "contrast_kernel", "finish", "have_ended", "link_kernel", "pairs_kernel",
     "register", "score_kernel", "update_kernel",
 ]  # fmt: skip

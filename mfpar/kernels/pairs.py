@@ -22,9 +22,22 @@ from mfpar.kernels.kind import COUNTED, REFUSED, VALUE, Kind, step_types
 from mfpar.kernels.objective import compiled_for, gradient, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
 from mfpar.kernels.turns import come, go
-from mfpar.kernels.vector import add_scaled, dot, get, load, not_below_zero, prefetch, put, scale, shrink, store
+from mfpar.kernels.vector import (
+    FAR,
+    NEAR,
+    add_scaled,
+    dot,
+    get,
+    load,
+    not_below_zero,
+    prefetch,
+    put,
+    scale,
+    shrink,
+    store,
+)
 
-LINE, FAR, NEAR = 16, 512, 64
+LINE = 16  # ratings
 LARGEST = np.finfo(np.float32).max
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 

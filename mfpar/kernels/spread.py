@@ -13,8 +13,9 @@ import numpy as np
 from numba import types
 
 from mfpar.kernels.compile import compiled
+from mfpar.kernels.lanes import LANES
 
-RUN = 16  # ratings, and streams
+RUN = LANES  # ratings that a kernel may take together, and streams
 REACH = 64  # ratings of a stream that are looked at for one that fits
 
 

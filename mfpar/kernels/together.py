@@ -26,9 +26,8 @@ from mfpar.kernels.lanes import (
     times,
     times_plus,
 )
-from mfpar.kernels.vector import add_scaled, dot, get, load, prefetch, scale, store
+from mfpar.kernels.vector import NEAR, add_scaled, dot, get, load, prefetch, scale, store
 
-NEAR = 64  # ratings; see mfpar.kernels.update
 WORK = 4 * LANES  # float32 of room for what the ratings have, one after the other
 ONE, TWO = np.float32(1), np.float32(2)
 

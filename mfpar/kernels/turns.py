@@ -37,6 +37,7 @@ LOOKS = 100  # at the count before a worker lies down: some microseconds
 NAP = 50_000_000  # nanoseconds, after which a sleeper looks whether all shall stop
 FUTEX = {"x86_64": 202, "aarch64": 98, "ppc64le": 221, "riscv64": 98}.get(platform.machine())  # number of the call
 FUTEX = FUTEX if sys.platform == "linux" else None
+FUTEX_WAIT, FUTEX_WAKE = 0, 1
 POLL = 50  # microseconds of sleep between looks, where there is no futex
 CLOCK = getattr(time, "CLOCK_MONOTONIC", 1)  # that of Python's time.monotonic_ns
 
@@ -78,6 +79,18 @@ def _at(context, builder, signature, args):
     return builder.gep(data, [builder.add(builder.mul(args[1], ir.Constant(I64, WIDTH)), args[2])])
 
 
+def _count_at(context, builder, signature, args):
+    """Pointer to the count of a line, of (board, line, …)."""
+    return _at(context, builder, signature, [*args[:2], ir.Constant(I64, DONE)])
+
+
+def _futex(builder, at, operation, value, timeout):
+    """Call futex on a count; what it takes besides are int64."""
+    address, nothing = builder.ptrtoint(at, I64), ir.Constant(I64, 0)
+    operation = ir.Constant(I64, operation)
+    _call(builder, "syscall", I64, ir.Constant(I64, FUTEX), address, operation, value, timeout, nothing, nothing)
+
+
 @intrinsic
 def look(typing, board, line, field):
     """board[line, field] as others have left it, with all that they did before."""
@@ -105,8 +118,8 @@ def raised(typing, board, line):
     """The count of `line`, which grows by one at the same moment."""
 
     def codegen(context, builder, signature, args):
-        at = _at(context, builder, signature, [*args, ir.Constant(I64, DONE)])
-        return builder.add(builder.atomic_rmw("add", at, ir.Constant(I32, 1), "seq_cst"), ir.Constant(I32, 1))
+        at, one = _count_at(context, builder, signature, args), ir.Constant(I32, 1)
+        return builder.add(builder.atomic_rmw("add", at, one, "seq_cst"), one)
 
     return types.int32(board, types.int64), codegen
 
@@ -119,13 +132,9 @@ def sleep(typing, board, line, seen):
         if FUTEX is None:
             _call(builder, "usleep", I32, ir.Constant(I32, POLL))
         else:
-            place = [*args[:2], ir.Constant(I64, DONE)]
-            at = builder.ptrtoint(_at(context, builder, signature, place), I64)
             nap = cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(I64, 2), [0, NAP]))
-            wait, nothing = ir.Constant(I64, 0), ir.Constant(I64, 0)
-            seen = builder.sext(args[2], I64)
-            timeout = builder.ptrtoint(nap, I64)
-            _call(builder, "syscall", I64, ir.Constant(I64, FUTEX), at, wait, seen, timeout, nothing, nothing)
+            at, seen = _count_at(context, builder, signature, args), builder.sext(args[2], I64)
+            _futex(builder, at, FUTEX_WAIT, seen, builder.ptrtoint(nap, I64))
         return context.get_dummy_value()
 
     return types.void(board, types.int64, types.int32), codegen
@@ -137,11 +146,8 @@ def wake(typing, board, line):
 
     def codegen(context, builder, signature, args):
         if FUTEX is not None:
-            place = [*args, ir.Constant(I64, DONE)]
-            at = builder.ptrtoint(_at(context, builder, signature, place), I64)
-            waking, everybody, nothing = (ir.Constant(I64, value) for value in (1, 2**31 - 1, 0))
-            call = ir.Constant(I64, FUTEX)
-            _call(builder, "syscall", I64, call, at, waking, everybody, nothing, nothing, nothing)
+            at, everybody = _count_at(context, builder, signature, args), ir.Constant(I64, 2**31 - 1)
+            _futex(builder, at, FUTEX_WAKE, everybody, ir.Constant(I64, 0))
         return context.get_dummy_value()
 
     return types.void(board, types.int64), codegen
@@ -214,16 +220,18 @@ def announce_all(board, lines, count):
         announce(board, line, count)
 
 
-@compiled("board", types.void(types.int32[:, ::1], types.int64, types.int64))
-def finish(board, line, count):
-    """Add one to the count of `line`; who makes it `count` wakes those who wait for that."""
+@compiled("board", types.void(types.int32[:, ::1], types.int64))
+def finish(board, count):
+    """Add one to the workers that have ended; who makes them `count` wakes those who wait for that."""
+    line = len(board) - 1
     if raised(board, line) == count:
         wake(board, line)
 
 
-@compiled("board", types.boolean(types.int32[:, ::1], types.int64, types.int64))
-def has_come_to(board, line, count):
-    """Whether the count of `line` is `count`; sleeps, not for long, if it is not."""
+@compiled("board", types.boolean(types.int32[:, ::1], types.int64))
+def have_ended(board, count):
+    """Whether `count` workers have ended; sleeps, not for long, if not."""
+    line = len(board) - 1
     seen = look(board, line, DONE)
     if seen == count:
         return True

@@ -27,12 +27,14 @@ import numpy as np
 from mfpar.kernels.dense import all_cells
 from mfpar.kernels.elementary import fma, shrunk
 from mfpar.kernels.kind import COUNTED, DESCENT, REFUSED, VALUE, Kind, step_types
-from mfpar.kernels.lanes import distinct
+from mfpar.kernels.lanes import LANES, distinct
 from mfpar.kernels.objective import compiled_for, gradient, is_difference, is_square, value
 from mfpar.kernels.sampling import draw, empty_table, has_rating, insert, shift_for, stream
 from mfpar.kernels.together import WORK, step_together
 from mfpar.kernels.turns import come, go
 from mfpar.kernels.vector import (
+    FAR,
+    NEAR,
     add_scaled,
     dot,
     dot_from,
@@ -46,9 +48,7 @@ from mfpar.kernels.vector import (
     store,
 )
 
-# How far ahead to ask for memory, in ratings: for the arrays of ratings (which the hardware's prefetcher loses at every
-# 4 KB), and for rows of P and Q. Asking changes no bit.
-FAR, NEAR, LINE = 512, 64, 16
+LINE = LANES  # ratings, after which sums move on to double precision and arrays are asked for ahead
 
 LARGEST = np.finfo(np.float32).max
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
@@ -83,13 +83,8 @@ def update_kernel(kind: Kind) -> Callable[..., Any]:
     """
     stride, loss, biases, adagrad = kind.stride, kind.loss, kind.biases, kind.adagrad
     every, weighted, scaled, l1, nonnegative = kind.every, kind.weighted, kind.scaled, kind.l1, kind.nonnegative
-    factors, paced, sampled, dense, checked = (
-        kind.factors,
-        kind.paced,
-        kind.cells == "sampled",
-        kind.cells == "all",
-        kind.checked,
-    )
+    factors, paced, checked = kind.factors, kind.paced, kind.checked
+    sampled, dense = kind.cells == "sampled", kind.cells == "all"
     square = is_square(loss) and every == 1 and not (weighted or sampled or dense or checked)
     # Sixteen ratings of distinct rows and columns at once, where a step waits long for its rates.
     together = square and is_difference(loss) and adagrad and not (scaled or l1 or nonnegative)

@@ -47,7 +47,7 @@ class Address:
 
 
 class Offer:
-    """Shared memory that this process offers to others: a context manager, inside which they map it.
+    """Shared memory that this process offers to others, who map it before it is closed.
 
     Attributes
     ----------
