@@ -39,7 +39,7 @@ class Course:
     training : Training
     beside : Path
         Where copies go that do not fit the memory: the output of the run.
-    on_epoch : called on each rank with the same report after every epoch that stands
+    on_epoch : called on each rank after every epoch that stands, with the same report but for the seconds of evaluation
     notify : called on each rank with "retry" and {"epoch", "lr", "message"} when an epoch is undone, with "warning" and
         {"message"} when there is something to know
     """

@@ -15,6 +15,7 @@ import numpy as np
 
 from mfpar.engine.crew import Crew
 from mfpar.engine.ferry import COMING_IN, Ferry, Port
+from mfpar.engine.tally import Tally, Totals
 from mfpar.engine.trace import Trace
 from mfpar.grid import Grid, span
 from mfpar.kernels import DONE, SLOT, WIDTH, Turns, announce_all, finish, have_ended
@@ -57,10 +58,12 @@ class Rotation:
         self.slots = Slots([longest] * room, comm.share(Slots.nbytes([longest] * room)))
         self.board = comm.share((grid.size + 2) * WIDTH * 4).view(np.int32).reshape(grid.size + 2, WIDTH)
         self._ferry = Ferry(comm, port, self.board, self._view, trace)
+        self._tally = Tally(comm, port)
         self.order = np.arange(grid.size)  # the column-block at each row-block's place, between passes
         self._ended = 0  # how many workers of the team have ended passes, all told
         # The ferry is one more, where there is anywhere to go.
-        self._workers = (not port.alone) + sum(len(crew.shares(last - first)) for first, last in port.spans)
+        self._visitors = sum(len(crew.shares(last - first)) for first, last in port.spans)
+        self._workers = self._visitors + (not port.alone)
         self._turn = 0  # what the board says of every block between passes
         if self._port.leads:
             self._ferry.settle(self.order, np.arange(room))
@@ -93,24 +96,26 @@ class Rotation:
         return self.slots[slot][: self._lengths[j]]
 
     def run(
-        self, order: np.ndarray, visit: Callable[[Turns], None], steps: int | None = None, name: str = "compute"
-    ) -> tuple[float, float]:
+        self,
+        order: np.ndarray,
+        visit: Callable[[Turns, np.ndarray], None],
+        width: int,
+        steps: int | None = None,
+        name: str = "compute",
+    ) -> Totals:
         """Let every row-block meet column-blocks in `order` (see `mfpar.schedule.ring`): all, or for some steps.
 
-        Not all only where `order` is what it was before. Collective; the end on one rank says nothing of other teams,
-        so all have to gather before anybody goes on.
+        Not all only where `order` is what it was before. Collective.
 
         Parameters
         ----------
-        visit : called by several threads at a time, each with turns of its own
+        visit : called by several threads at a time, each with turns of its own, and sums float64[B, width]
+            Adds to the sums of the row-blocks that it visits, which begin at 0.
+        width : at most `mfpar.engine.tally.WIDEST`
         name : what it does, for the trace
-
-        Returns
-        -------
-        seconds waited for turns and worked, means over the threads of this rank
         """
         held, steps = self._last - self._first, self._size if steps is None else steps
-        clocks = np.zeros((held, 2), np.int64)
+        sums, clocks = self._tally.begin(width)
         marks = np.zeros((held, steps * self._trace.wanted, 3), np.int64)
         if self._turn > LAST_TURN - 2 * self._size:
             self._begin_anew()
@@ -128,7 +133,8 @@ class Rotation:
                 Turns(
                     *(first, last, self._first, steps, self._turn),
                     *(order, self.board, self.slots.starts, clocks, marks),
-                )
+                ),
+                sums,
             )
             finish(self.board, self._ended)
 
@@ -147,10 +153,8 @@ class Rotation:
             job.join()
         self._turn += steps
         self._wait_for_team()
-        shares = self._crew.shares(held)
-        self._trace.visits(name, marks, shares, order, self._first)
-        waited, worked = clocks.sum(axis=0) / len(shares) / 1e9
-        return float(waited), float(worked)
+        self._trace.visits(name, marks, self._crew.shares(held), order, self._first)
+        return self._tally.end(self._visitors)
 
     def _wait_for_team(self) -> None:
         """Wait until all visits of the team are made, and all has come that comes; unlike in a gather, asleep."""

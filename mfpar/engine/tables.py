@@ -14,6 +14,7 @@ from mfpar.engine.objective import Objective
 from mfpar.engine.rotation import Rotation
 from mfpar.engine.starting import Starter
 from mfpar.engine.steps import arrays_of
+from mfpar.engine.tally import Totals
 from mfpar.engine.trace import Trace
 from mfpar.errors import ConfigError
 from mfpar.grid import span
@@ -21,7 +22,7 @@ from mfpar.kernels import Turns
 from mfpar.parallel.comm import Communicator
 from mfpar.shards import Layout, Slots
 
-# A kernel, arrays that it takes behind the strip, and what it takes behind the tables.
+# A kernel, arrays that it takes behind the strip, and what it takes between the tables and the sums.
 Call = tuple[Callable[..., None], tuple[Any, ...], tuple[Any, ...]]
 
 
@@ -158,16 +159,16 @@ class Tables:
         level = float(self.objective.base) + self._offset - self.objective.level
         return Averages.of(everybody, self.header.ratings, level, self.objective.model.nonnegative)
 
-    def _visit_all(self, order: np.ndarray, strip: Strip, call: Call, name: str) -> tuple[float, float]:
-        """Let a kernel visit every block of a strip once, in the order of the ring; see `Rotation.run`."""
-        return self._rotation.run(order, self._visitor(strip, call), name=name)
+    def _visit_all(self, order: np.ndarray, strip: Strip, call: Call, width: int, name: str) -> Totals:
+        """Let a kernel visit every block of a strip once, in the order of the ring; see `Rotation.run`. Collective."""
+        return self._rotation.run(order, self._visitor(strip, call), width, name=name)
 
-    def _visit_home(self, strip: Strip, call: Call) -> None:
-        """Let a kernel visit the blocks on the diagonal, column-blocks at home."""
-        self._rotation.run(np.arange(self._grid.size), self._visitor(strip, call), 1, "sample")
+    def _visit_home(self, strip: Strip, call: Call, width: int) -> Totals:
+        """Let a kernel visit the blocks on the diagonal, column-blocks at home. Collective."""
+        return self._rotation.run(np.arange(self._grid.size), self._visitor(strip, call), width, 1, "sample")
 
-    def _visitor(self, strip: Strip, call: Call) -> Callable[[Turns], None]:
+    def _visitor(self, strip: Strip, call: Call) -> Callable[[Turns, np.ndarray], None]:
         kernel, further, rest = call
         p_side = self._slots.buffer, self._slots.starts, self._row_sizes + 1
         q_side = self._rotation.slots.buffer, self._grid.col_sizes + 1
-        return lambda turns: kernel(turns, *arrays_of(strip), *further, *p_side, *q_side, *rest)
+        return lambda turns, sums: kernel(turns, *arrays_of(strip), *further, *p_side, *q_side, *rest, sums)

@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ class Pass:
 
     loss: float  # mean value, of scores met on the way; not finite where training diverged
     finite: bool  # the state after it, as far as it was inspected
-    seconds: float  # on the slowest rank
+    seconds: float  # on the slowest team
     seconds_waiting: float  # for turns, mean over threads
     seconds_working: float  # inside blocks, mean over threads
     bytes_sent: int
@@ -73,7 +72,8 @@ class Training(Tables):
         self._block_counts = file.counts("train") if comm.rank == 0 else None
         self._steps = Steps(self.objective, self.layout, train, self._parts["train"], comm)
         strip = self._parts["train"]
-        self.ratings = sum(comm.gather(len(strip.values)))
+        self._sizes = {name: sum(comm.gather(len(part.values))) for name, part in self._parts.items()}
+        self.ratings = self._sizes["train"]
         self._weight = self.ratings if strip.weights is None else math.fsum(self._weights(strip))  # of all of them
         if not self._weight:
             raise ConfigError(f"{file.path}: all training ratings have the weight 0, so there is nothing to learn")
@@ -106,16 +106,13 @@ class Training(Tables):
         A `checked` pass refuses steps that are not finite; without `inspect` only the loss tells whether all is finite.
         """
         order = ring(self._grid.size, self.train.seed, epoch)
-        sums = np.zeros((self.last - self.first, SUMS))
-        sent, started = self.comm.bytes_sent, time.perf_counter()
         kernel = self._steps.checked() if checked else self._steps.update
-        call = kernel, (), (knobs, self._key(epoch), sums)
-        waited, worked = self._visit_all(order, self._parts["train"], call, "compute")
-        trained, sent = time.perf_counter() - started, self.comm.bytes_sent - sent
-        with self.trace.span("agree"):
-            ranks = self.comm.gather([_plain(sums), trained, waited, worked, sent, not inspect or self.finite])
-        value, counted, descent, refused = _totals(ranks, (VALUE, COUNTED, DESCENT, REFUSED))
-        if not counted and not refused and all(rank[5] for rank in ranks):
+        call = kernel, (), (knobs, self._key(epoch))
+        totals = self._visit_all(order, self._parts["train"], call, SUMS, "compute")
+        with self.trace.span("inspect"):
+            finite = not inspect or all(self.comm.gather(self.finite))
+        value, counted, descent, refused = _added(totals.sums, (VALUE, COUNTED, DESCENT, REFUSED))
+        if not counted and not refused and finite:
             raise ConfigError(
                 f"{self.objective.path}: no positive has a cell without a rating in its block to be set against; "
                 "convert with a smaller --grid, or choose another loss"
@@ -123,15 +120,16 @@ class Training(Tables):
         curvature = self.objective.loss.curvature * self._weight
         self._offset = descent / curvature if self.objective.lifted else 0.0
         loss = mean(value, counted) - curvature / self.ratings * self._offset**2 / 2
-        first = next((row[REFUSED + 1 : REFUSED + 3] for rank in ranks for row in rank[0] if row[REFUSED]), (0.0, 0.0))
+        counts = self._block_counts
+        first = next((row[REFUSED + 1 : REFUSED + 3].tolist() for row in totals.sums if row[REFUSED]), [0.0, 0.0])
         return Pass(
-            loss=loss if all(rank[5] for rank in ranks) else math.nan,
-            finite=all(rank[5] for rank in ranks),
-            seconds=max(rank[1] for rank in ranks),
-            seconds_waiting=sum(rank[2] for rank in ranks) / len(ranks),
-            seconds_working=sum(rank[3] for rank in ranks) / len(ranks),
-            bytes_sent=sum(rank[4] for rank in ranks),
-            step_balance=[] if self._block_counts is None else step_balance(self._block_counts, order, len(ranks)),
+            loss=loss if finite else math.nan,
+            finite=finite,
+            seconds=totals.seconds,
+            seconds_waiting=totals.waited,
+            seconds_working=totals.worked,
+            bytes_sent=totals.bytes_sent,
+            step_balance=[] if counts is None else step_balance(counts, order, self.comm.size),
             refused=(first[0], first[1]) if refused else None,
         )
 
@@ -140,20 +138,17 @@ class Training(Tables):
         return np.uint64(0) if self.objective.cells == "rated" else sample_key(self.train.seed, epoch)
 
     def sample_step(self, knobs: Knobs) -> None:
-        """Update with the ratings of the blocks on the diagonal alone, column-blocks at home. Local."""
-        sums = np.zeros((self.last - self.first, SUMS))
-        rest = (knobs, self._key(0), sums)
-        self._visit_home(self._parts["train"], (self._steps.update, (), rest))
+        """Update with the ratings of the blocks on the diagonal alone, column-blocks at home. Collective."""
+        self._visit_home(self._parts["train"], (self._steps.update, (), (knobs, self._key(0))), SUMS)
 
     def sample_loss(self) -> float:
         """The mean loss of the blocks on the diagonal, column-blocks at home. Collective.
 
         Not a number where they hold no ratings.
         """
-        objective, scores = self.objective, np.zeros((self.last - self.first, SCORES))
         strip = self._parts["train"]
-        self._visit_home(strip, self._scoring(objective.base, scores))
-        value, pairs = _totals(self.comm.gather([_plain(scores)]), (LOSS, SQUARES))
+        totals = self._visit_home(strip, self._scoring(self.objective.base), SCORES)
+        value, pairs = _added(totals.sums, (LOSS, SQUARES))
         here = np.arange(self.first, self.last)
         places = here - self.first
         count = sum(self.comm.gather(int((strip.offsets[places, here + 1] - strip.offsets[places, here]).sum())))
@@ -162,39 +157,32 @@ class Training(Tables):
     def measure(self, part: str) -> tuple[Measures | None, float]:
         """Measures of a held-out part, "test" or "validation", as the saved model will have them; None without one.
 
-        Also the seconds that took. Collective.
+        Also the seconds that took on this rank. Collective.
         """
         if part not in self._parts:
             return None, 0.0
         started = time.perf_counter()
         if part == "test" and self.header.test_unknown:
             self.seat_strangers()
-        scores = np.zeros((self.last - self.first, SCORES))
-        strip = self._parts[part]
         base = np.float32(self.objective.base + self._offset)
-        self._visit_all(np.arange(self._grid.size), strip, self._scoring(base, scores), "evaluate")
-        ranks = self.comm.gather([_plain(scores), time.perf_counter() - started, len(strip.values)])
-        loss, squares, absolutes, right = _totals(ranks, (LOSS, SQUARES, ABSOLUTES, RIGHT))
-        count = squares if self._steps.contrast else sum(rank[2] for rank in ranks)
+        totals = self._visit_all(np.arange(self._grid.size), self._parts[part], self._scoring(base), SCORES, "evaluate")
+        loss, squares, absolutes, right = _added(totals.sums, (LOSS, SQUARES, ABSOLUTES, RIGHT))
+        count = squares if self._steps.contrast else self._sizes[part]
         measures = from_sums(self.objective.loss.metrics, loss, squares, absolutes, right, count)
-        return measures, max(rank[1] for rank in ranks)
+        return measures, time.perf_counter() - started
 
-    def _scoring(self, base: np.float32, scores: np.ndarray) -> Call:
+    def _scoring(self, base: np.float32) -> Call:
         """The kernel that measures a strip, and what it takes beside the strip and the tables."""
         model, header = self.objective.model, self.header
         if self._steps.contrast:
             negatives = np.float32(model.negative_weight), np.float32(model.negative_target)
-            rest = (base, *negatives, sample_key(self.train.seed, 0), scores)
+            rest = (base, *negatives, sample_key(self.train.seed, 0))
             return self._steps.contrast, arrays_of(self._parts["train"]), rest
         low, high = (header.minimum, header.maximum) if model.clip else (-math.inf, math.inf)
-        return self._steps.score, (), (base, np.float32(low), np.float32(high), scores)
+        return self._steps.score, (), (base, np.float32(low), np.float32(high))
 
 
-def _plain(sums: np.ndarray) -> list[list[float]]:
-    return [[float(part) for part in row] for row in sums]
-
-
-def _totals(ranks: list[Any], parts: tuple[int, ...]) -> list[float]:
-    """Sums over all row-blocks: exact, so the same whatever rank they come from; NaN if one is not finite."""
-    columns = [[row[part] for rank in ranks for row in rank[0]] for part in parts]
+def _added(sums: np.ndarray, parts: tuple[int, ...]) -> list[float]:
+    """Some columns of sums, each added over all row-blocks: exactly; NaN if one is not finite."""
+    columns = sums.T[list(parts)].tolist()
     return [math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in columns]

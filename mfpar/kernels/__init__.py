@@ -20,9 +20,12 @@ from mfpar.kernels.score import contrast_kernel, score_kernel
 from mfpar.kernels.turns import (
     BEGAN,
     CAME,
+    CLOCKS,
     DONE,
     ENDED,
+    FINISHED,
     SLOT,
+    STARTED,
     WAITED,
     WIDTH,
     WORKED,
@@ -34,8 +37,8 @@ from mfpar.kernels.turns import (
 from mfpar.kernels.update import update_kernel
 
 __all__ = [
-    "ABSOLUTES", "BEGAN", "CAME", "COUNTED", "DESCENT", "DONE", "ENDED", "LOSS", "REFUSED", "RIGHT", "SCORES", "SLOT",
-    "SQUARES", "SUMS", "VALUE", "WAITED", "WIDTH", "WORKED",
+    "ABSOLUTES", "BEGAN", "CAME", "CLOCKS", "COUNTED", "DESCENT", "DONE", "ENDED", "FINISHED", "LOSS", "REFUSED",
+    "RIGHT", "SCORES", "SLOT", "SQUARES", "STARTED", "SUMS", "VALUE", "WAITED", "WIDTH", "WORKED",
     "Kind", "Knobs", "Turns", "announce_all", "contrast_kernel", "finish", "have_ended", "link_kernel", "pairs_kernel",
     "register", "score_kernel", "update_kernel",
 ]  # fmt: skip

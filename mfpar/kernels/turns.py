@@ -29,8 +29,10 @@ from mfpar.kernels.compile import compiled, inlined
 DONE, ASLEEP, SLOT = range(3)
 WIDTH = 16
 
-# A worker's clocks: nanoseconds that it has waited, and worked. The marks of a visit: when it came, began, ended.
-WAITED, WORKED = range(2)
+# The clocks of a row-block: nanoseconds that its worker has waited for turns, and worked; when it came to its first
+# visit, and ended the last. The marks of a visit: when the worker came, began, ended.
+WAITED, WORKED, STARTED, FINISHED = range(4)
+CLOCKS = 4
 CAME, BEGAN, ENDED = range(3)
 
 LOOKS = 100  # at the count before a worker lies down: some microseconds
@@ -59,7 +61,7 @@ class Turns(NamedTuple):
     order: Any  # int64[G]
     board: Any  # int32[G + 2, WIDTH]
     starts: Any  # int64[slots]: where each slot begins in Q
-    clocks: Any  # int64[B, 2], grows
+    clocks: Any  # int64[B, CLOCKS], of which the first two grow
     marks: Any  # int64[B, steps, 3], or int64[B, 0, 3] if nobody wants to know
 
 
@@ -192,6 +194,8 @@ def come(turns, n):
             began = now()
             turns.clocks[i, WAITED] += began - came
             turns.clocks[i, WORKED] -= began
+            if step == 0:
+                turns.clocks[i, STARTED] = came
             if turns.marks.shape[1] > 0:
                 turns.marks[i, step, CAME], turns.marks[i, step, BEGAN] = came, began
             return i, j, turns.starts[look(turns.board, j, SLOT)]
@@ -208,6 +212,7 @@ def go(turns, n, i, j):
     step = n // (turns.last - turns.first)
     ended = now()
     turns.clocks[i, WORKED] += ended
+    turns.clocks[i, FINISHED] = ended
     if turns.marks.shape[1] > 0:
         turns.marks[i, step, ENDED] = ended
     announce(turns.board, j, turns.turn + step + 1)
