@@ -11,7 +11,7 @@ import numpy as np
 
 import mfpar
 from mfpar.grid import Grid, span
-from mfpar.kernels import SLOT, WIDTH, Turns
+from mfpar.kernels import CLOCKS, SLOT, WIDTH, Turns
 from mfpar.shards import Layout
 
 
@@ -82,7 +82,7 @@ def one_step(met: np.ndarray, starts: np.ndarray, held: int, origin: int = 0) ->
     board = np.zeros((len(met) + 2, WIDTH), np.int32)
     board[: len(met), SLOT] = np.arange(len(met))
     return Turns(
-        0, held, origin, 1, 0, met, board, starts, np.zeros((held, 2), np.int64), np.zeros((held, 0, 3), np.int64)
+        0, held, origin, 1, 0, met, board, starts, np.zeros((held, CLOCKS), np.int64), np.zeros((held, 0, 3), np.int64)
     )
 
 

@@ -138,14 +138,14 @@ class Simulated:
             self.hub.post("send", self.rank, message.peer, message, flight)
         return flight
 
-    def wait_until(self, condition: Callable[[], bool], event: threading.Event | None = None) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         started = time.perf_counter()
         while not condition():
             if self.hub.failure:
                 raise self.hub.failure
             if time.perf_counter() - started > PATIENCE:
                 raise TimeoutError(f"rank {self.rank} waits forever")
-            (event.wait if event else time.sleep)(1e-5)
+            time.sleep(1e-5)
 
     def share(self, size: int) -> np.ndarray:
         self._shares += 1

@@ -15,6 +15,7 @@ from numba import float32, njit, void
 from mfpar import losses
 from mfpar.kernels import (
     ABSOLUTES,
+    CLOCKS,
     COUNTED,
     DESCENT,
     LOSS,
@@ -96,7 +97,7 @@ class Blocks:
         order, board = np.empty(3, np.int64), np.zeros((4, WIDTH), np.int32)
         order[(ORIGIN + np.arange(3)) % 3] = self.met
         board[:3, SLOT] = np.arange(3)
-        clocks, marks = np.zeros((3, 2), np.int64), np.zeros((3, 0, 3), np.int64)
+        clocks, marks = np.zeros((3, CLOCKS), np.int64), np.zeros((3, 0, 3), np.int64)
         return Turns(first, last, ORIGIN, 1, 0, order, board, self.q.starts, clocks, marks)
 
     def step(self, kernel, first=0, last=3, knobs=None):

@@ -64,13 +64,15 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str], threads
     meetings_so_far = 0
     kept: list[tuple[np.ndarray, list[np.ndarray]]] = []  # the order of some moment, and copies of what lay there
 
-    def visit(turns):
+    def visit(turns, sums):
+        assert sums.shape == (last - first, 2)
         for place, j, start in naive.take_turns(turns):
             block = rotation.slots.buffer[start:][: lengths[j]]
             visits = len(log.of_col[j])  # nobody else can add to it now
             assert (block == name(j, visits)).all(), f"{block} is not block {j} after {visits} meetings"
             block[:] = name(j, visits + 1)
             log.note(first + place, j)
+            sums[place] += j + 1, first + place
 
     for stage in plan:
         if stage == "home":
@@ -99,8 +101,12 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str], threads
             comm.gather(None)
         else:
             before = comm.bytes_sent
-            rotation.run(ring(grid.size, seed, stage), visit)
             comm.gather(None)
+            totals = rotation.run(ring(grid.size, seed, stage), visit, 2)
+            comm.gather(None)
+            met = sum(range(1, grid.size + 1))  # every column-block once, j + 1 for column-block j
+            assert totals.sums.tolist() == [[met, grid.size * i] for i in range(grid.size)]
+            assert totals.bytes_sent == sum(comm.gather(comm.bytes_sent - before))
             meetings_so_far += grid.size
             assert (comm.bytes_sent > before) <= (len(set(comm.leaders)) > 1)
             for j, block in zip(rotation.order[first:last], rotation.held(), strict=True):
@@ -177,13 +183,13 @@ def test_an_error_in_one_thread_ends_the_pass_on_all_ranks(team):
     grid = ragged(8)
 
     def fail(comm):
-        def visit(turns):
+        def visit(turns, sums):
             for place, j, _ in naive.take_turns(turns):
                 if (comm.rank, place, j) == (2, 1, 5):
                     raise StorageError("no more")
 
         rotation = Rotation(grid, LAYOUT, comm, lambda block, j: None, Crew(2), Trace(comm, None))
-        rotation.run(ring(8, 0, 1), visit)
+        rotation.run(ring(8, 0, 1), visit, 1)
 
     outcomes = simulated.run_all(4, fail, team=team)
     assert [str(outcome) for outcome in outcomes] == ["no more"] * 4
@@ -201,15 +207,15 @@ def test_compiled_workers_take_turns_as_their_twin_does():
     p_side = np.zeros(6 * 100, np.float32), np.arange(6) * 100, np.full(6, 2)
     limits = np.float32(0), np.float32(0), np.float32(1)
 
-    def visit(turns):
+    def visit(turns, sums):
         if turns.first == 0:
-            kernel(turns, *strip, *p_side, rotation.slots.buffer, grid.col_sizes + 1, *limits, np.zeros((6, 4)))
+            kernel(turns, *strip, *p_side, rotation.slots.buffer, grid.col_sizes + 1, *limits, sums)
         else:
             for place, j, _ in naive.take_turns(turns):
                 log.note(place, j)
 
     before = time.monotonic_ns()
-    waited, worked = rotation.run(ring(6, 3, 1), visit, name="look")
+    totals = rotation.run(ring(6, 3, 1), visit, 4, name="look")
     after = time.monotonic_ns()
     [(what, marks, shares, order, origin)] = noted
     assert (what, shares, order.tolist(), origin) == ("look", [(0, 3), (3, 6)], ring(6, 3, 1).tolist(), 0)
@@ -221,8 +227,8 @@ def test_compiled_workers_take_turns_as_their_twin_does():
     assert (came <= began).all()
     assert (began <= ended).all()
     assert (ended[:, :-1] <= came[:, 1:]).all()
-    assert waited == pytest.approx((began - came).sum() / 2e9)  # two threads, of which one keeps no time
-    assert worked == pytest.approx((ended - began).sum() / 2e9)
+    assert totals.waited == pytest.approx((began - came).sum() / 2e9)  # two threads, of which one keeps no time
+    assert totals.worked == pytest.approx((ended - began).sum() / 2e9)
 
 
 def test_the_simulation_tells_a_block_that_is_used_too_late():

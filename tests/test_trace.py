@@ -40,7 +40,7 @@ def test_a_trace_tells_what_each_rank_and_thread_did(data, run_cli, tmp_path):
     )
     assert met == dict.fromkeys(itertools.product(range(size), range(size)), EPOCHS)
     assert len(named(events, "evaluate")) == EPOCHS * size**2
-    for name in ("start", "read", "save", "agree"):
+    for name in ("start", "read", "save", "inspect"):
         assert {event["pid"] for event in named(events, name)} == {0, 1}
     assert {event["tid"] for event in named(events, "compute")} == {1, 2}
     by_thread = collections.defaultdict(list)

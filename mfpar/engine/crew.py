@@ -1,58 +1,81 @@
 """The threads of a rank, which share out its row-blocks."""
 
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
 
 from mfpar.grid import span
 
 
 class Job:
-    """What the threads do for one pass.
+    """What the threads do for one pass: call(first, last) for each share of the row-blocks.
 
     Attributes
     ----------
-    ended : threading.Event
-        Set when all have done, or one has failed.
-    failed : bool
+    error : BaseException or None
+        What one of them has failed with.
     """
 
-    def __init__(self, futures: list[Future[None]]):
-        self._futures, self._left, self._lock = futures, len(futures), threading.Lock()
-        self.ended, self.failed = threading.Event(), False
-        for future in futures:
-            future.add_done_callback(self._count)
+    def __init__(self, call: Callable[[int, int], None], shares: list[tuple[int, int]]):
+        self._call, self._count = call, len(shares)
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self.error: BaseException | None = None
 
-    def _count(self, future: Future[None]) -> None:
-        with self._lock:
-            self._left -= 1
-            self.failed = self.failed or future.exception() is not None
-            if not self._left or self.failed:
-                self.ended.set()
-
-    def check(self) -> None:
-        """Raise what one of them has failed with."""
-        for future in self._futures:
-            if future.done():
-                future.result()
+    def do(self, first: int, last: int) -> None:
+        """Do one share, in a thread of the crew."""
+        try:
+            self._call(first, last)
+        except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+            self.error = error
+        self._done.put(None)
 
     def join(self) -> None:
-        """Wait until all have done or failed."""
-        wait(self._futures)
+        """Wait, once, until all have done or failed."""
+        for _ in range(self._count):
+            self._done.get()
+
+
+Task = tuple[Job, int, int] | None  # None: go home
+Tasks = SimpleQueue[Task]
 
 
 class Crew:
-    """Threads that run compiled code without the GIL, each on a contiguous share of a rank's row-blocks."""
+    """Threads that run compiled code without the GIL, each on a contiguous share of a rank's row-blocks.
+
+    A pool of the standard library would do the same, at a tenth of a millisecond for each pass, which ranks that
+    outnumber the cores feel: between two passes hands a thread nothing but a word.
+    """
 
     def __init__(self, threads: int):
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "mfpar-crew")
+        self._tasks: list[Tasks] = [SimpleQueue() for _ in range(threads)]
+        self._started = 0
+        weakref.finalize(self, _send_home, self._tasks)
 
     def shares(self, held: int) -> list[tuple[int, int]]:
         """Ranges [first, last) of `held` row-blocks, one for each thread that gets any."""
-        count = min(self._threads, held)
+        count = min(len(self._tasks), held)
         return [span(held, count, part) for part in range(count)]
 
     def start(self, held: int, call: Callable[[int, int], None]) -> Job:
         """Have call(first, last) run for every share, all at a time."""
-        return Job([self._pool.submit(call, first, last) for first, last in self.shares(held)])
+        shares = self.shares(held)
+        job = Job(call, shares)
+        for tasks in self._tasks[self._started : len(shares)]:
+            threading.Thread(target=_work, args=(tasks,), name="mfpar-crew", daemon=True).start()
+            self._started += 1
+        for tasks, (first, last) in zip(self._tasks, shares, strict=False):
+            tasks.put((job, first, last))
+        return job
+
+
+def _work(tasks: Tasks) -> None:
+    while task := tasks.get():
+        job, first, last = task
+        job.do(first, last)
+        del job, task  # what they hold is not for the threads to keep
+
+
+def _send_home(crew: list[Tasks]) -> None:
+    for tasks in crew:
+        tasks.put(None)

@@ -106,7 +106,7 @@ class Ferry:
         self._spare += slots[len(self.places) :].tolist()
 
     def run(self, before: np.ndarray, order: np.ndarray, turn: int, steps: int, job: Job) -> None:
-        """Lay the blocks in `order`, and hand them on until every step is done here, or the job fails.
+        """Lay the blocks in `order`, and hand on all that leave the team, unless the job fails.
 
         Raises what another rank has failed with.
         """
@@ -114,8 +114,7 @@ class Ferry:
             self.lay(before, order, turn)
         if steps == self._size:
             passage = _Passage(self, order, turn)
-            self._comm.wait_until(lambda: passage.complete() or job.failed or self.stopped)
-        self._comm.wait_until(job.ended.is_set, job.ended)
+            self._comm.wait_until(lambda: passage.complete() or bool(job.error) or self.stopped)
 
     def lay(self, before: np.ndarray, order: np.ndarray, turn: int) -> None:
         """Move column-blocks so that order[i] is at place i, for all i, and announce each with the count `turn`.

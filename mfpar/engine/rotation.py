@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mfpar.engine.crew import Crew
+from mfpar.engine.crew import Crew, Job
 from mfpar.engine.ferry import COMING_IN, Ferry, Port
 from mfpar.engine.tally import Tally, Totals
 from mfpar.engine.trace import Trace
@@ -143,22 +143,20 @@ class Rotation:
             if self._port.leads and not self._port.alone:
                 self._ferry.run(before, order, self._turn, steps, job)
                 finish(self.board, self._ended)
-            else:
-                self._comm.wait_until(job.ended.is_set, job.ended)
-            job.check()
+            self._wait_for_team(job)
         except BaseException:
             self._ferry.stop()
-            raise
-        finally:
             job.join()
+            raise
         self._turn += steps
-        self._wait_for_team()
         self._trace.visits(name, marks, self._crew.shares(held), order, self._first)
         return self._tally.end(self._visitors)
 
-    def _wait_for_team(self) -> None:
+    def _wait_for_team(self, job: Job) -> None:
         """Wait until all visits of the team are made, and all has come that comes; unlike in a gather, asleep."""
-        self._comm.wait_until(lambda: have_ended(self.board, self._ended) or self._ferry.stopped)
+        self._comm.wait_until(lambda: have_ended(self.board, self._ended) or bool(job.error) or self._ferry.stopped)
+        if job.error:
+            raise job.error
         if self._ferry.stopped:
             self._comm.wait_until(lambda: False)  # somebody of the team has failed, and is about to say so
 

@@ -68,6 +68,8 @@ class Tables:
         self._slots = Slots([self.layout.floats(int(size)) for size in self._row_sizes])
         self._starter = Starter(file, objective.model, self.layout, train.seed, objective.unit)
         self._rotation = Rotation(grid, self.layout, comm, self._start_column, Crew(train.threads), trace)
+        p_side = self._slots.buffer, self._slots.starts, self._row_sizes + 1
+        self._sides = *p_side, self._rotation.slots.buffer, grid.col_sizes + 1
         self._start_rows()
 
     def restart(self) -> None:
@@ -169,6 +171,5 @@ class Tables:
 
     def _visitor(self, strip: Strip, call: Call) -> Callable[[Turns, np.ndarray], None]:
         kernel, further, rest = call
-        p_side = self._slots.buffer, self._slots.starts, self._row_sizes + 1
-        q_side = self._rotation.slots.buffer, self._grid.col_sizes + 1
-        return lambda turns, sums: kernel(turns, *arrays_of(strip), *further, *p_side, *q_side, *rest, sums)
+        given = *arrays_of(strip), *further, *self._sides, *rest
+        return lambda turns, sums: kernel(turns, *given, sums)

@@ -77,12 +77,13 @@ class Tally:
     def end(self, workers: int) -> Totals:
         """What the pass amounts to that all workers, so many, of this team have ended. Collective."""
         sums, clocks = self._table(), self._clocks[self._page]
-        seconds = (clocks[:, FINISHED].max() - clocks[:, STARTED].min()) / 1e9
-        waited, worked = (clocks[:, (WAITED, WORKED)].sum(axis=0) / 1e9).tolist()
+        seconds = (int(clocks[:, FINISHED].max()) - int(clocks[:, STARTED].min())) / 1e9
+        nanoseconds = clocks.sum(axis=0).tolist()
+        waited, worked = nanoseconds[WAITED] / 1e9, nanoseconds[WORKED] / 1e9
         if self._port.alone:
-            return Totals(sums.copy(), float(seconds), waited / workers, worked / workers, 0)
+            return Totals(sums.copy(), seconds, waited / workers, worked / workers, 0)
         sent = self._comm.bytes_sent - self._sent
-        said: Any = [sums.tolist(), float(seconds), waited, worked, workers, sent] if self._port.leads else None
+        said: Any = [sums.tolist(), seconds, waited, worked, workers, sent] if self._port.leads else None
         teams = [team for team in self._comm.gather(said) if team]
         rows, longest, *shares = zip(*teams, strict=True)
         waited, worked, everybody, sent = (sum(share) for share in shares)

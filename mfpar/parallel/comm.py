@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from mfpar.parallel.memory import aligned
 
-PATIENCE = 0.05  # seconds between looks of a wait that nobody can interrupt
+PATIENCE = 5e-4  # seconds between looks of a wait
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,10 @@ class Communicator(Protocol):
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """Start messages and return at once; buffers belong to the messages until `wait` returns. Local."""
 
-    def wait_until(self, condition: Callable[[], bool], event: threading.Event | None = None) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return once the condition holds. Raises what another rank has failed with. Local.
 
-        If there is an event that is set as soon as the condition holds, it sleeps until then instead of asking.
+        Between two looks at the condition it sleeps, at most for half a millisecond.
         """
 
     def share(self, size: int) -> np.ndarray:
@@ -107,10 +106,10 @@ class Serial:
         """There is nobody to send to: blocks that stay on their rank are not messages."""
         raise NotImplementedError("a single rank has nobody to exchange messages with")
 
-    def wait_until(self, condition: Callable[[], bool], event: threading.Event | None = None) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for threads of its own, as there is nobody else."""
         while not condition():
-            (event.wait if event else time.sleep)(PATIENCE)
+            time.sleep(PATIENCE)
 
     def share(self, size: int) -> np.ndarray:
         """Memory of its own."""

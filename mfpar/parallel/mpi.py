@@ -10,7 +10,6 @@ import dataclasses
 import json
 import mmap
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,7 +103,7 @@ class Mpi:
         self._comm.Free()
         self._notices.Free()
 
-    def wait_until(self, condition: Callable[[], bool], event: threading.Event | None = None) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         """See `Communicator.wait_until`: polls ever more slowly, so that neighbours get the core."""
         started = looked = time.perf_counter()
         pause = 0.0
@@ -113,9 +112,6 @@ class Mpi:
             if now - looked > NOTICE_EVERY:
                 looked = now
                 self._look_for_notice()
-            if event is not None:
-                event.wait(NOTICE_EVERY)
-                continue
             if now - started > 50e-6:
                 pause = min(PATIENCE, pause + 20e-6)
             time.sleep(pause)
