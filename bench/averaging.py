@@ -53,6 +53,7 @@ class Replica:
             self.grid, self.ratings = file.grid, file.header.ratings
             self.first, self.last = span(self.grid.size, comm.size, comm.rank)
             self.objective = Objective.of(model, loss, file.header, file.path)
+            kind = kind_of(self.objective, self.layout, self.train, file)
             self.strips = {part: file.strip(part, self.first, self.last) for part in ("train", "test")}
             starter = Starter(file, model, self.layout, self.train.seed, self.objective.unit)
             self.row_sizes = self.grid.row_sizes[self.first : self.last]
@@ -63,7 +64,6 @@ class Replica:
             for j in range(self.grid.size):
                 starter.fill(self.Q[j], "cols", j)
         self.weights = self._weights()
-        kind = kind_of(self.objective, self.layout, self.train, self.strips["train"])
         for turn in range(2):  # the first rank compiles, the others find it in the cache
             if turn == (comm.rank > 0):
                 self.kernel = update_kernel(kind)

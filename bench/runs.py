@@ -81,9 +81,8 @@ def one_step(met: np.ndarray, starts: np.ndarray, held: int, origin: int = 0) ->
     """
     board = np.zeros((len(met) + 2, WIDTH), np.int32)
     board[: len(met), SLOT] = np.arange(len(met))
-    return Turns(
-        0, held, origin, 1, 0, met, board, starts, np.zeros((held, CLOCKS), np.int64), np.zeros((held, 0, 3), np.int64)
-    )
+    clocks, marks = np.zeros((held, CLOCKS), np.int64), np.zeros((held, 0, 3), np.int64)
+    return Turns(0, held, origin, 0, 1, 0, met, board, starts, clocks, marks)
 
 
 def tables_of(grid: Grid, layout: Layout, ranks: int, rank: int) -> int:

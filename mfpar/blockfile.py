@@ -16,13 +16,15 @@ from typing import Any, Self, get_type_hints
 import h5py
 import numpy as np
 
-from mfpar.errors import FormatError, StorageError
+from mfpar.blockreader import Reader
+from mfpar.errors import FormatError, MfparError, StorageError
 from mfpar.grid import Grid
 
 FORMAT = "mfpar blocked ratings"
 VERSION = 2
 SIDES = ("rows", "cols")
 PARTS = ("train", "test")
+CACHE = 1 << 20  # bytes of chunks that HDF5 keeps for each dataset: what is read once needs no more
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,13 @@ class BlockedFile:
         if not self.path.is_file():
             raise StorageError(f"{path}: no such file")
         with self._reading("header"):
-            self._file = h5py.File(self.path, "r")
+            self._closing = contextlib.ExitStack()
+            self._file = self._closing.enter_context(h5py.File(self.path, "r", rdcc_nbytes=CACHE))
         try:
             with self._reading("header"):
                 self._read_header()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def _read_header(self) -> None:
@@ -189,6 +192,34 @@ class BlockedFile:
                     )
         return strip
 
+    def readers(self, part: str, first: int, last: int) -> tuple[np.ndarray, dict[str, Reader], np.ndarray]:
+        """What it takes to read the ratings of the row-blocks first … last − 1 piece by piece, and to verify them.
+
+        Returns
+        -------
+        offsets : int64[(last − first)·G + 1]
+            Where each block of them begins in the datasets.
+        readers : dict of Reader
+            By the names of `arrays_of`, in their order; closed with this file.
+        checksums : uint8[last − first, 32]
+            The `digest` of each row-block's arrays.
+        """
+        size = self.grid.size
+        with self._reading(f"{part} ratings"):
+            group = self._file[part]
+            offsets = group["offsets"][first * size : last * size + 1]
+            ends = int(offsets[0]), int(offsets[-1])
+            names = arrays_of(part, self.header.weighted)
+            readers = {}
+            for name in names:
+                readers[name] = self._closing.enter_context(contextlib.closing(Reader(group[name], self.path, *ends)))
+            return offsets, readers, group["checksums"][first:last]
+
+    def dtypes(self, part: str) -> dict[str, np.dtype]:
+        """Types of the arrays of a part, by name."""
+        with self._reading(f"{part} ratings"):
+            return {name: self._file[part][name].dtype for name in arrays_of(part, self.header.weighted)}
+
     def ids(self, side: str, first: int = 0, last: int | None = None) -> np.ndarray:
         """Read and verify the ids of the row-blocks (side "rows") or column-blocks ("cols") first … last − 1.
 
@@ -197,6 +228,12 @@ class BlockedFile:
         int64[count] or bytes (UTF-8, fixed length) [count]
         """
         return self._table(side, first, last)[0]
+
+    def id_dtype(self, side: str) -> np.dtype:
+        """The type of a side's ids: int64, or h5py's string of UTF-8 of a fixed length."""
+        with self._reading(f"ids of the {side}"):
+            dtype: np.dtype = self._file[side]["ids"].dtype
+            return dtype
 
     def order(self, side: str) -> np.ndarray:
         """int64[count]: the positions of a side's ids in ascending order of id."""
@@ -225,15 +262,18 @@ class BlockedFile:
         with reading(self.path, what):
             yield
 
-    def counts(self, part: str = "train") -> np.ndarray:
-        """int64[G, G]: ratings of each block."""
+    def counts(self, part: str = "train", first: int = 0, last: int | None = None) -> np.ndarray:
+        """int64[last − first, G]: ratings of each block of the row-blocks first … last − 1 (None: G)."""
+        size = self.grid.size
         with self._reading("block offsets"):
-            offsets: np.ndarray = self._file[part]["offsets"][()]
-            return np.diff(offsets).reshape(self.grid.size, self.grid.size)
+            offsets: np.ndarray = self._file[part]["offsets"][
+                first * size : (size if last is None else last) * size + 1
+            ]
+            return np.diff(offsets).reshape(-1, size)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file, and what reads it."""
+        self._closing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -247,7 +287,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     """Turn whatever h5py raises on a bad file into one FormatError that names the file and the part."""
     try:
         yield
-    except FormatError:
+    except MfparError:
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         text = str(error)

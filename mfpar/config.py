@@ -7,6 +7,7 @@ configuration file is read, and each error gets its sentence. None stands for wh
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,9 +18,27 @@ from mfpar.errors import ConfigError
 from mfpar.losses import BUILTIN, Loss, find, huber_of
 
 LOSSES = ", ".join(BUILTIN)
+POWERS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 OPTIMIZERS = ("sgd", "adagrad")
 RULES = ("constant", "inverse", "exponential", "bold-driver")
 INITS = ("uniform", "normal", "positive")
+
+
+def size(text: str) -> int:
+    """Bytes from "512M", "2G", …; K, M, G, T are powers of 1024.
+
+    Raises
+    ------
+    ValueError
+        The text is no such size.
+
+    >>> size("1.5K"), size("2G")
+    (1536, 2147483648)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise ValueError(f"{text!r} is not a size; write it as 512M or 2G")
+    return int(float(found[1]) * POWERS[found[2].upper()])
 
 
 def _setting(default: Any, text: str, expected: str, holds: Callable[[Any], bool], parse: Any = str) -> Any:
@@ -222,6 +241,16 @@ class TrainConfig(_Checked):
         None, "stop after so many epochs without a better validation measure, and go back to the best", 1, 2**62, True
     )
     threads: int = _integer(1, "threads of each rank", 1, 2**62)
+    memory: int | None = _setting(
+        None,
+        "bytes that each rank may take, as 512M or 2G (default: its share of what the job or the machine has); ratings "
+        "that don't fit are streamed from the file",
+        "a number of bytes > 0", lambda v: v is None or (_is_int(v) and v > 0), size,
+    )  # fmt: skip
+    spill: str | None = _setting(
+        None, "folder for a file with the rows of P, if they don't fit the memory", "the path of a folder",
+        lambda v: v is None or isinstance(v, str), str,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

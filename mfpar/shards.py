@@ -15,7 +15,7 @@ from mfpar.parallel.memory import ALIGNMENT, aligned
 
 LANES = 8  # a row of factors is padded with zeros to a multiple of this (see mfpar.kernels.vector)
 SIDES = {"rows": 0, "cols": 1}
-CHUNK = 1 << 16  # starting values drawn at a time
+CHUNK = 1 << 17  # starting values drawn at a time, in arrays that the cache holds
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def start_block(
     block[:] = 0
     rows = layout.rows(block, len(ids))
     lanes = np.arange(1, layout.factors + 1, dtype=np.uint64) * GOLDEN
-    for first in range(0, len(ids), CHUNK):
-        keys = mixed(hashed(ids[first : first + CHUNK]) ^ mixed(np.array([seed * 2 + SIDES[side]], np.uint64)))
+    count = max(1, CHUNK // layout.factors)
+    for first in range(0, len(ids), count):
+        keys = mixed(hashed(ids[first : first + count]) ^ mixed(np.array([seed * 2 + SIDES[side]], np.uint64)))
         bits = mixed(keys[:, None] + lanes)
         if init == "normal":
             quarters = np.zeros_like(bits)
@@ -102,7 +103,7 @@ def start_block(
         else:
             unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)  # 24 bits fill a float32: [0, 1)
             unit = unit * np.float32(3**0.5) if init == "positive" else (unit - np.float32(0.5)) * np.float32(12**0.5)
-        rows[first : first + CHUNK] = unit * np.float32(scale)
+        rows[first : first + count] = unit * np.float32(scale)
     layout.state(block, len(ids))[:] = 1
 
 

@@ -52,7 +52,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 def take_turns(turns: Turns) -> Iterator[tuple[int, int, int]]:
     """Row-block, column-block and where that begins, of each visit of a worker when its turn has come."""
-    for step in range(turns.steps):
+    for step in range(turns.since, turns.since + turns.steps):
         for i in range(turns.first, turns.last):
             j = int(turns.order[(turns.origin + i + step) % len(turns.order)])
             while turns.board[j, DONE] != turns.turn + step:

@@ -1,5 +1,6 @@
 """The course of a run: what happens when an epoch goes wrong, no longer helps, or is one too many."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -12,10 +13,10 @@ from test_objectives import Run, fingerprint, kind_of, learn, run, settings, tab
 
 from mfpar.api.runs import train_file
 from mfpar.blockfile import BlockedFile
+from mfpar.budget import needs_of
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine import course
-from mfpar.engine.copies import memory_is_ample
-from mfpar.engine.holdout import split
+from mfpar.engine.holdout import held_out, some
 from mfpar.errors import ConfigError, DivergedError
 from mfpar.losses import BUILTIN
 from mfpar.parallel.comm import Serial
@@ -227,6 +228,11 @@ def test_early_stopping_and_the_bold_driver_together(data):
     same(done, fit(data, **{**OVERFITS, "lr_rule": "constant", "lr": rates(done)[:best], "epochs": best}))
 
 
+def split(strip, first, grid, train):
+    held = held_out(strip, first, grid, train)
+    return some(strip, ~held), some(strip, held)
+
+
 def test_the_validation_part_is_left_out_and_measured(data):
     model, loss, train = settings("squared", "sgd", epochs=2, validation_fraction=0.25, seed=5)
     done = run(data, model, loss, train)
@@ -312,12 +318,16 @@ COURSES = {
 }
 
 
+def without_copies(*arguments, **options):
+    return dataclasses.replace(needs_of(*arguments, **options), copies=0)
+
+
 @pytest.mark.parametrize("given", COURSES.values(), ids=COURSES)
 def test_ranks_and_places_of_copies_change_no_bit(data, monkeypatch, given):
     configs = settings("squared", "adagrad" if "auto" in given.values() else "sgd", **given)
     before = set(data.path.parent.iterdir())
     found = [fingerprint(data, ranks, *configs) for ranks in (1, 3)]
-    monkeypatch.setattr(course, "memory_is_ample", lambda wanted, ranks: False)
+    monkeypatch.setattr("mfpar.engine.parts.needs_of", without_copies)
     found += [fingerprint(data, ranks, *configs) for ranks in (1, 3)]
     assert len(set(found)) == 1
     assert set(data.path.parent.iterdir()) == before
@@ -325,7 +335,7 @@ def test_ranks_and_places_of_copies_change_no_bit(data, monkeypatch, given):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_copies_on_the_disk_are_there_while_they_are_needed(data, tmp_path, monkeypatch, fails):
-    monkeypatch.setattr(course, "memory_is_ample", lambda wanted, ranks: False)
+    monkeypatch.setattr("mfpar.engine.parts.needs_of", without_copies)
     seen = []
 
     def listen(event):
@@ -347,11 +357,6 @@ def test_copies_on_the_disk_are_there_while_they_are_needed(data, tmp_path, monk
     assert seen[0] == []
     assert all(1 <= len(names) <= 2 for names in seen[1:])
     assert all(re.fullmatch(r"\.m\.h5\.[0-9a-f]{8}\.copy\.tmp", name) for names in seen for name in names)
-
-
-def test_memory_is_ample_for_little_and_not_for_all():
-    assert memory_is_ample(1000, 4)
-    assert not memory_is_ample(1 << 60, 1)
 
 
 def test_what_a_run_tells(data, tmp_path):

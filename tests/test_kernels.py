@@ -98,7 +98,7 @@ class Blocks:
         order[(ORIGIN + np.arange(3)) % 3] = self.met
         board[:3, SLOT] = np.arange(3)
         clocks, marks = np.zeros((3, CLOCKS), np.int64), np.zeros((3, 0, 3), np.int64)
-        return Turns(first, last, ORIGIN, 1, 0, order, board, self.q.starts, clocks, marks)
+        return Turns(first, last, ORIGIN, 0, 1, 0, order, board, self.q.starts, clocks, marks)
 
     def step(self, kernel, first=0, last=3, knobs=None):
         """Run a kernel that updates on row-blocks first … last − 1; returns its sums."""

@@ -140,7 +140,7 @@ def run(planted: Planted, model: ModelConfig, loss: Any, train: TrainConfig, com
 def tables(training: Training) -> list[np.ndarray]:
     """P, b, Q and c of a rank, block after block."""
     mine = range(training.first, training.last)
-    sides = [[block(b) for b in mine] for block in (training.row_block, training.col_block)]
+    sides = [[tuple(map(np.copy, block(b))) for b in mine] for block in (training.row_block, training.col_block)]
     return [np.concatenate([part[n] for part in side]) for side in sides for n in (0, 1)]
 
 

@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from mfpar.cli.options import size
+from mfpar.config import size
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import re
 import tomllib
 from typing import Any
 
@@ -11,19 +10,6 @@ from mfpar.errors import ConfigError
 
 WORDS = {True: "yes", False: "no"}
 INFORMATIVE = {"result"}  # tables of a configuration file that say where it comes from
-POWERS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def size(text: str) -> int:
-    """Bytes from "512M", "2G", …; K, M, G are powers of 1024.
-
-    >>> size("1.5K"), size("2G")
-    (1536, 2147483648)
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text.strip(), re.IGNORECASE)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 512M or 2G")
-    return int(float(found[1]) * POWERS[found[2].upper()])
 
 
 def add_settings(parser: argparse._ActionsContainer, settings: type[Any]) -> None:

@@ -18,11 +18,17 @@ import numpy as np
 
 from mfpar.blockfile import SIDES
 
+CHUNK = 1 << 11  # rows at a time, in float64
+
 
 def weighted_sum(factors: np.ndarray, bias: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """float64[k + 1]: Σ count · (factors, bias) over the rows of a block."""
-    rows = np.column_stack((factors, bias)).astype(np.float64)
-    total: np.ndarray = (rows * counts[:, None]).sum(axis=0)  # along the outer axis NumPy adds row after row
+    total = np.zeros(factors.shape[1] + 1)
+    for first in range(0, len(bias), CHUNK):
+        some = slice(first, first + CHUNK)
+        rows = np.column_stack((factors[some], bias[some])).astype(np.float64) * counts[some, None]
+        # Along the outer axis NumPy adds row after row.
+        total = np.concatenate((total[None], rows)).sum(axis=0)
     return total
 
 
@@ -69,6 +75,8 @@ class Averages:
     def centre(self, factors: np.ndarray, bias: np.ndarray, side: str) -> None:
         """Move a block, views float32[n, k] and float32[n], to where the average is zero."""
         other = self.factors["cols" if side == "rows" else "rows"]
-        apart = factors - self.factors[side]
-        bias[:] = bias - self.bias[side] + lanes_dot(apart, other) + self.excess
-        factors[:] = apart
+        for first in range(0, len(bias), CHUNK):
+            some = slice(first, first + CHUNK)
+            apart = factors[some] - self.factors[side]
+            bias[some] = bias[some] - self.bias[side] + lanes_dot(apart, other) + self.excess
+            factors[some] = apart

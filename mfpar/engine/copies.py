@@ -3,7 +3,6 @@
 Each rank copies what it holds, where it holds it, so that neither keeping nor going back sends a message.
 """
 
-import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 
 from mfpar.atomic import storage_errors
 
-AMPLE = 4  # copies stay in memory if it has room for so many times all that could exist at a time
 ROLES = ("last", "before", "best")
 
 
@@ -65,7 +63,7 @@ class Copies:
         if isinstance(copy, Path):
             with storage_errors(copy), copy.open("rb") as file:
                 for array in arrays:
-                    array[:] = np.fromfile(file, np.float32, array.size).reshape(array.shape)
+                    file.readinto(memoryview(array).cast("B"))
         else:
             for array, kept in zip(arrays, copy, strict=True):
                 array[:] = kept
@@ -93,12 +91,3 @@ class Copies:
             copy.unlink(missing_ok=True)
         else:
             self._free = copy
-
-
-def memory_is_ample(wanted: int, ranks_here: int) -> bool:
-    """Whether the ranks of this node have room for copies of `wanted` bytes each, and much more."""
-    try:
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return False
-    return AMPLE * len(ROLES) * wanted * ranks_here <= pages

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mfpar.engine.copies import Copies, memory_is_ample
+from mfpar.engine.copies import Copies
 from mfpar.engine.rates import Rates
 from mfpar.engine.report import EpochReport, Measures
 from mfpar.engine.training import Pass, Training
@@ -207,14 +207,11 @@ class Course:
 
     def _go_back(self, role: str) -> None:
         self._training.reposition(self._positions[role])
-        self._copies.restore(role, self._training.state())
+        self._copies.restore(role, self._training.state(change=True))
 
     @contextmanager
     def _copying(self) -> Iterator[Copies]:
-        wanted = sum(array.nbytes for array in self._training.state())
-        comm = self._training.comm
-        ample = all(comm.gather(memory_is_ample(wanted, comm.size)))
-        copies = Copies(self._beside, ample)
+        copies = Copies(self._beside, self._training.needs.copies > 0)
         try:
             yield copies
         finally:

@@ -19,8 +19,6 @@ from mfpar.grid import owner, span
 from mfpar.kernels import DONE, SLOT, announce_all
 from mfpar.parallel.comm import Communicator, Message, Pending
 
-COMING_IN = 2
-
 
 @dataclass(frozen=True)
 class Port:

@@ -8,10 +8,10 @@ from mfpar.grid import Grid
 from mfpar.hashing import GOLDEN, mixed
 
 
-def split(strip: Strip, first: int, grid: Grid, train: TrainConfig) -> tuple[Strip, Strip]:
-    """What to train on and what to validate on, of the ratings of row-blocks first, first + 1, ….
+def held_out(strip: Strip, first: int, grid: Grid, train: TrainConfig) -> np.ndarray:
+    """bool[nnz]: which ratings of the row-blocks first, first + 1, … to validate on.
 
-    Either keeps the order of the ratings. With folds, the fold of a rating is its hash modulo their number.
+    With folds, the fold of a rating is its hash modulo their number.
     """
     held = np.empty(len(strip.values), bool)
     begin = 0
@@ -25,7 +25,7 @@ def split(strip: Strip, first: int, grid: Grid, train: TrainConfig) -> tuple[Str
         else:
             held[begin:end] = words < np.uint64(train.validation_fraction * 2**64)
         begin = end
-    return _some(strip, ~held), _some(strip, held)
+    return held
 
 
 def _hash(rows: np.ndarray, cols: np.ndarray, seed: int) -> np.ndarray:
@@ -34,8 +34,8 @@ def _hash(rows: np.ndarray, cols: np.ndarray, seed: int) -> np.ndarray:
     return mixed(mixed(words ^ np.uint64(seed)) ^ GOLDEN)
 
 
-def _some(strip: Strip, chosen: np.ndarray) -> Strip:
-    """The chosen ratings of a strip, bool[nnz]."""
+def some(strip: Strip, chosen: np.ndarray) -> Strip:
+    """The chosen ratings of a strip, bool[nnz], in their order."""
     before = np.concatenate(([0], np.cumsum(chosen)))
     weights = None if strip.weights is None else strip.weights[chosen]
     return Strip(before[strip.offsets], strip.rows[chosen], strip.cols[chosen], strip.values[chosen], weights)

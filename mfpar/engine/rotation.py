@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mfpar.budget import slots_of
 from mfpar.engine.crew import Crew, Job
-from mfpar.engine.ferry import COMING_IN, Ferry, Port
+from mfpar.engine.ferry import Ferry, Port
 from mfpar.engine.tally import Tally, Totals
 from mfpar.engine.trace import Trace
 from mfpar.grid import Grid, span
@@ -53,9 +54,8 @@ class Rotation:
         self._lengths = np.array([layout.floats(int(size)) for size in grid.col_sizes])
         port = Port.of(comm, grid.size)
         self._port = port
-        room = port.last - port.first + COMING_IN * (not port.alone)
-        longest = int(self._lengths.max())
-        self.slots = Slots([longest] * room, comm.share(Slots.nbytes([longest] * room)))
+        places = slots_of(grid.col_sizes, layout, port.last - port.first)
+        self.slots = Slots(places, comm.share(Slots.nbytes(places)))
         self.board = comm.share((grid.size + 2) * WIDTH * 4).view(np.int32).reshape(grid.size + 2, WIDTH)
         self._ferry = Ferry(comm, port, self.board, self._view, trace)
         self._tally = Tally(comm, port)
@@ -66,8 +66,13 @@ class Rotation:
         self._workers = self._visitors + (not port.alone)
         self._turn = 0  # what the board says of every block between passes
         if self._port.leads:
-            self._ferry.settle(self.order, np.arange(room))
+            self._ferry.settle(self.order, np.arange(len(places)))
         self.restart()
+
+    @property
+    def alone(self) -> bool:
+        """Whether all row-blocks are this team's."""
+        return self._port.alone
 
     def restart(self) -> None:
         """Write the starting values into the column-blocks, each at home. Collective."""
@@ -78,7 +83,7 @@ class Rotation:
     def relabel(self, order: np.ndarray) -> None:
         """Say that the blocks lie in another order, for everybody to fill in those at his places. Collective."""
         self._comm.gather(None)
-        if self._port.leads:
+        if self._port.leads and not self._port.alone:  # alone each block stays in its place
             places = self._ferry.places
             self._ferry.settle(order, self.board[self.order[places], SLOT].copy())
         self.order = order
@@ -131,7 +136,7 @@ class Rotation:
         def work(first: int, last: int) -> None:
             visit(
                 Turns(
-                    *(first, last, self._first, steps, self._turn),
+                    *(first, last, self._first, 0, steps, self._turn),
                     *(order, self.board, self.slots.starts, clocks, marks),
                 ),
                 sums,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mfpar.blockfile import Strip
+from mfpar.blockfile import BlockedFile, Strip
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.objective import Objective
 from mfpar.kernels import (
@@ -34,8 +34,8 @@ class Steps:
     contrast : kernel that measures how positives go before other cells, or None where a loss does not ask
     """
 
-    def __init__(self, objective: Objective, layout: Layout, train: TrainConfig, strip: Strip, comm: Communicator):
-        self._kind = kind_of(objective, layout, train, strip)
+    def __init__(self, objective: Objective, layout: Layout, train: TrainConfig, file: BlockedFile, comm: Communicator):
+        self._kind = kind_of(objective, layout, train, file)
         hosts = comm.gather(socket.gethostname())
         first_here = hosts.index(hosts[comm.rank])
         for turn in (True, False):
@@ -58,20 +58,21 @@ def _updating(kind: Kind) -> Callable[..., Any]:
     return (pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind)
 
 
-def kind_of(objective: Objective, layout: Layout, train: TrainConfig, strip: Strip) -> Kind:
+def kind_of(objective: Objective, layout: Layout, train: TrainConfig, file: BlockedFile) -> Kind:
     """The compile-time constants of a run's kernels."""
     model: ModelConfig = objective.model
+    dtypes = file.dtypes("train")
     return Kind(
         stride=layout.stride,
         factors=model.factors,
         loss=register(objective.loss),
         biases=model.biases,
         adagrad=train.optimizer == "adagrad",
-        row_dtype=strip.rows.dtype.name,
-        col_dtype=strip.cols.dtype.name,
+        row_dtype=dtypes["rows"].name,
+        col_dtype=dtypes["cols"].name,
         cells=objective.cells,
         every=objective.every,
-        weighted=strip.weights is not None,
+        weighted=file.header.weighted,
         paced=train.lr_row_bias is not None or train.lr_col_bias is not None or objective.unit != 1,
         scaled=layout.scaled,
         l1=objective.l1,

@@ -1,29 +1,27 @@
 """The model while it is trained, on one rank: its slice of P, and the column-blocks of Q that pass."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from mfpar.blockfile import SIDES, BlockedFile, Strip
+from mfpar.blockfile import SIDES, BlockedFile
+from mfpar.budget import Needs
 from mfpar.config import TrainConfig
 from mfpar.engine.centre import Averages, weighted_sum
 from mfpar.engine.crew import Crew
+from mfpar.engine.feed import Call, Feed
 from mfpar.engine.objective import Objective
 from mfpar.engine.rotation import Rotation
+from mfpar.engine.rowblocks import RowBlocks
 from mfpar.engine.starting import Starter
-from mfpar.engine.steps import arrays_of
 from mfpar.engine.tally import Totals
 from mfpar.engine.trace import Trace
 from mfpar.errors import ConfigError
 from mfpar.grid import span
-from mfpar.kernels import Turns
 from mfpar.parallel.comm import Communicator
-from mfpar.shards import Layout, Slots
-
-# A kernel, arrays that it takes behind the strip, and what it takes between the tables and the sums.
-Call = tuple[Callable[..., None], tuple[Any, ...], tuple[Any, ...]]
+from mfpar.shards import Layout
 
 
 def require_places(grid: int, ranks: int) -> None:
@@ -45,17 +43,27 @@ class Tables:
     train : TrainConfig
     comm : Communicator
     trace : Trace
+    needs : Needs
+        What of it lies where.
 
     Raises
     ------
-    ConfigError
-        More ranks than the grid has blocks.
+    StorageError
+        There is no room for spilled rows.
     """
 
-    def __init__(self, file: BlockedFile, objective: Objective, train: TrainConfig, comm: Communicator, trace: Trace):
+    def __init__(
+        self,
+        file: BlockedFile,
+        objective: Objective,
+        train: TrainConfig,
+        comm: Communicator,
+        trace: Trace,
+        needs: Needs,
+    ):
         grid = self._grid = file.grid
-        require_places(grid.size, comm.size)
         self.first, self.last = span(grid.size, comm.size, comm.rank)
+        self.needs = needs
         self.comm, self.train, self.header, self.objective = comm, train, file.header, objective
         self.layout = Layout.of(objective.model, train)
         self._offset = 0.0  # δ of docs/method.md
@@ -65,11 +73,13 @@ class Tables:
             if self._centred
         }
         self._row_sizes = grid.row_sizes[self.first : self.last]
-        self._slots = Slots([self.layout.floats(int(size)) for size in self._row_sizes])
+        lengths = [self.layout.floats(int(size)) for size in self._row_sizes]
+        self._rows = RowBlocks(lengths, Path(str(train.spill)) if needs.spilled else None)
         self._starter = Starter(file, objective.model, self.layout, train.seed, objective.unit)
         self._rotation = Rotation(grid, self.layout, comm, self._start_column, Crew(train.threads), trace)
-        p_side = self._slots.buffer, self._slots.starts, self._row_sizes + 1
-        self._sides = *p_side, self._rotation.slots.buffer, grid.col_sizes + 1
+        q_side = self._rotation.slots.buffer, grid.col_sizes + 1
+        board, alone = self._rotation.board, self._rotation.alone
+        self._feed = Feed(self._rows, self._row_sizes, q_side, board, alone, train.threads)
         self._start_rows()
 
     def restart(self) -> None:
@@ -82,12 +92,18 @@ class Tables:
         self._starter.fill(block, "cols", j)
 
     def _start_rows(self) -> None:
-        for place in range(self.last - self.first):
-            self._starter.fill(self._slots[place], "rows", self.first + place)
+        for index, block in enumerate(self._rows.blocks(change=True), self.first):
+            self._starter.fill(block, "rows", index)
 
-    def state(self) -> list[np.ndarray]:
-        """Views of all that training changes here. Local."""
-        return [self._slots.buffer, *self._rotation.held()]
+    def state(self, change: bool = False) -> Iterator[np.ndarray]:
+        """All that training changes here, block by block, each to be read, or changed, before the next. Local."""
+        yield from self._rows.blocks(change)
+        yield from self._rotation.held()
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of `state`. Local."""
+        return self._rows.nbytes + sum(block.nbytes for block in self._rotation.held())
 
     @property
     def position(self) -> tuple[np.ndarray, float]:
@@ -104,7 +120,7 @@ class Tables:
         if self._centred:
             self._rotation.home()
             averages = self._averages()
-            for side, _, block, size in self._blocks():
+            for side, _, block, size in self._blocks(change=True):
                 averages.seat_stranger(*self.layout.stranger(block, size), side)
 
     @property
@@ -118,7 +134,7 @@ class Tables:
         self._rotation.home()
         if self._centred:
             averages = self._averages()
-            for side, _, block, size in self._blocks():
+            for side, _, block, size in self._blocks(change=True):
                 averages.centre(self.layout.rows(block, size), self.layout.bias(block, size), side)
 
     @property
@@ -132,8 +148,8 @@ class Tables:
         return self.objective.level if self._centred else float(self.objective.base) + self._offset
 
     def row_block(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Factors float32[rows, k] and biases float32[rows] of row-block i of this rank; views."""
-        block, size = self._slots[i - self.first], int(self._grid.row_sizes[i])
+        """Factors float32[rows, k] and biases float32[rows] of this rank's row-block i, until the next is asked for."""
+        block, size = self._rows.block(i - self.first), int(self._grid.row_sizes[i])
         return self.layout.rows(block, size), self.layout.bias(block, size)
 
     def col_block(self, j: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,10 +157,10 @@ class Tables:
         block, size = self._rotation.block(j), int(self._grid.col_sizes[j])
         return self.layout.rows(block, size), self.layout.bias(block, size)
 
-    def _blocks(self) -> Iterator[tuple[str, int, np.ndarray, int]]:
+    def _blocks(self, change: bool = False) -> Iterator[tuple[str, int, np.ndarray, int]]:
         """Side, index, buffer and number of rows of each block that this rank owns, column-blocks at home."""
-        for index in range(self.first, self.last):
-            yield "rows", index, self._slots[index - self.first], int(self._grid.row_sizes[index])
+        for index, block in enumerate(self._rows.blocks(change), self.first):
+            yield "rows", index, block, int(self._grid.row_sizes[index])
         for index in range(self.first, self.last):
             yield "cols", index, self._rotation.block(index), int(self._grid.col_sizes[index])
 
@@ -161,15 +177,10 @@ class Tables:
         level = float(self.objective.base) + self._offset - self.objective.level
         return Averages.of(everybody, self.header.ratings, level, self.objective.model.nonnegative)
 
-    def _visit_all(self, order: np.ndarray, strip: Strip, call: Call, width: int, name: str) -> Totals:
-        """Let a kernel visit every block of a strip once, in the order of the ring; see `Rotation.run`. Collective."""
-        return self._rotation.run(order, self._visitor(strip, call), width, name=name)
+    def _visit_all(self, order: np.ndarray, call: Call, width: int, name: str) -> Totals:
+        """Let a kernel visit every block once, in the order of the ring; see `Rotation.run`. Collective."""
+        return self._rotation.run(order, self._feed.visitor(call), width, name=name)
 
-    def _visit_home(self, strip: Strip, call: Call, width: int) -> Totals:
+    def _visit_home(self, call: Call, width: int) -> Totals:
         """Let a kernel visit the blocks on the diagonal, column-blocks at home. Collective."""
-        return self._rotation.run(np.arange(self._grid.size), self._visitor(strip, call), width, 1, "sample")
-
-    def _visitor(self, strip: Strip, call: Call) -> Callable[[Turns, np.ndarray], None]:
-        kernel, further, rest = call
-        given = *arrays_of(strip), *further, *self._sides, *rest
-        return lambda turns, sums: kernel(turns, *given, sums)
+        return self._rotation.run(np.arange(self._grid.size), self._feed.visitor(call), width, 1, "sample")

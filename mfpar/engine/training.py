@@ -1,19 +1,23 @@
 """What a run does with its tables and ratings: epochs of updates, scores of held-out parts."""
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mfpar.blockfile import BlockedFile, Strip
+from mfpar.blockfile import BlockedFile
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.balance import step_balance
-from mfpar.engine.holdout import split
+from mfpar.engine.feed import Call
 from mfpar.engine.objective import Objective, check_ratings
+from mfpar.engine.parts import needs as needs_of_run
+from mfpar.engine.parts import read_parts
 from mfpar.engine.report import Measures
-from mfpar.engine.steps import Steps, arrays_of
-from mfpar.engine.tables import Call, Tables
+from mfpar.engine.steps import Steps
+from mfpar.engine.tables import Tables, require_places
 from mfpar.engine.trace import Trace
 from mfpar.errors import ConfigError
 from mfpar.kernels import ABSOLUTES, COUNTED, DESCENT, LOSS, REFUSED, RIGHT, SCORES, SQUARES, SUMS, VALUE, Knobs
@@ -21,6 +25,7 @@ from mfpar.losses import Loss
 from mfpar.metrics import from_sums, mean
 from mfpar.parallel.comm import Communicator
 from mfpar.schedule import ring, sample_key
+from mfpar.shards import Layout
 
 RINGS = 32  # found at once
 
@@ -67,41 +72,23 @@ class Training(Tables):
         trace: Trace | None = None,
     ):
         self.trace = trace or Trace(comm, None)
+        require_places(file.grid.size, comm.size)
+        needs = needs_of_run(file, Layout.of(model, train), train, comm)
         with self.trace.span("start"):
-            super().__init__(file, Objective.of(model, loss, file.header, file.path), train, comm, self.trace)
+            objective = Objective.of(model, loss, file.header, file.path)
+            super().__init__(file, objective, train, comm, self.trace, needs)
         with self.trace.span("read"):
-            self._parts = self._read(file)
+            check = functools.partial(check_ratings, loss, path=file.path)
+            self._parts = read_parts(file, self.first, self.last, train, needs, check, comm)
         self._rings: dict[int, np.ndarray] = {}
         self._block_counts = file.counts("train") if comm.rank == 0 else None
-        self._steps = Steps(self.objective, self.layout, train, self._parts["train"], comm)
-        strip = self._parts["train"]
-        self._sizes = {name: sum(comm.gather(len(part.values))) for name, part in self._parts.items()}
+        self._steps = Steps(self.objective, self.layout, train, file, comm)
+        self._sizes = {name: sum(comm.gather(int(part.counts.sum()))) for name, part in self._parts.items()}
         self.ratings = self._sizes["train"]
-        self._weight = self.ratings if strip.weights is None else math.fsum(self._weights(strip))  # of all of them
+        weights = comm.gather(self._parts["train"].weights) if file.header.weighted else None
+        self._weight = self.ratings if weights is None else math.fsum(weight for rank in weights for weight in rank)
         if not self._weight:
             raise ConfigError(f"{file.path}: all training ratings have the weight 0, so there is nothing to learn")
-
-    def _weights(self, strip: Strip) -> list[float]:
-        """The sum of weights of each row-block of all ranks. Collective."""
-        sums = [float(strip.weights[ends[0] : ends[-1]].sum(dtype=np.float64)) for ends in strip.offsets]  # type: ignore[index]
-        return [weight for rank in self.comm.gather(sums) for weight in rank]
-
-    def _read(self, file: BlockedFile) -> dict[str, Strip]:
-        """The parts of the ratings: "train" and, where there are any, "validation" and "test"."""
-        parts = {"train": file.strip("train", self.first, self.last)}
-        if file.header.test_ratings:
-            parts["test"] = file.strip("test", self.first, self.last)
-        for strip in parts.values():
-            check_ratings(self.objective.loss, strip.values, file.path)
-        if self.train.validates:
-            parts["train"], parts["validation"] = split(parts["train"], self.first, self._grid, self.train)
-            held = sum(self.comm.gather(len(parts["validation"].values)))
-            if not 0 < held < file.header.ratings:
-                raise ConfigError(
-                    f"{file.path}: {held} of {file.header.ratings} ratings would be held out for validation; "
-                    "hold out some, not all"
-                )
-        return parts
 
     def run_epoch(self, epoch: int, knobs: Knobs, checked: bool = False, inspect: bool = True) -> Pass:
         """Visit every training rating once. Collective.
@@ -110,8 +97,7 @@ class Training(Tables):
         """
         order = self._ring(epoch)
         kernel = self._steps.checked() if checked else self._steps.update
-        call = kernel, (), (knobs, self._key(epoch))
-        totals = self._visit_all(order, self._parts["train"], call, SUMS, "compute")
+        totals = self._visit_all(order, self._updating(kernel, knobs, epoch), SUMS, "compute")
         with self.trace.span("inspect"):
             finite = not inspect or all(self.comm.gather(self.finite))
         value, counted, descent, refused = _added(totals.sums, (VALUE, COUNTED, DESCENT, REFUSED))
@@ -149,19 +135,20 @@ class Training(Tables):
 
     def sample_step(self, knobs: Knobs) -> None:
         """Update with the ratings of the blocks on the diagonal alone, column-blocks at home. Collective."""
-        self._visit_home(self._parts["train"], (self._steps.update, (), (knobs, self._key(0))), SUMS)
+        self._visit_home(self._updating(self._steps.update, knobs, 0), SUMS)
+
+    def _updating(self, kernel: Callable[..., None], knobs: Knobs, epoch: int) -> Call:
+        """A kernel that changes the model."""
+        return Call(kernel, [self._parts["train"]], (knobs, self._key(epoch)), changes=True)
 
     def sample_loss(self) -> float:
         """The mean loss of the blocks on the diagonal, column-blocks at home. Collective.
 
         Not a number where they hold no ratings.
         """
-        strip = self._parts["train"]
-        totals = self._visit_home(strip, self._scoring(self.objective.base), SCORES)
+        totals = self._visit_home(self._scoring("train", self.objective.base), SCORES)
         value, pairs = _added(totals.sums, (LOSS, SQUARES))
-        here = np.arange(self.first, self.last)
-        places = here - self.first
-        count = sum(self.comm.gather(int((strip.offsets[places, here + 1] - strip.offsets[places, here]).sum())))
+        count = sum(self.comm.gather(int(self._parts["train"].counts.diagonal(self.first).sum())))
         return mean(value, pairs if self._steps.contrast else count)
 
     def measure(self, part: str) -> tuple[Measures | None, float]:
@@ -175,21 +162,21 @@ class Training(Tables):
         if part == "test" and self.header.test_unknown:
             self.seat_strangers()
         base = np.float32(self.objective.base + self._offset)
-        totals = self._visit_all(np.arange(self._grid.size), self._parts[part], self._scoring(base), SCORES, "evaluate")
+        totals = self._visit_all(np.arange(self._grid.size), self._scoring(part, base), SCORES, "evaluate")
         loss, squares, absolutes, right = _added(totals.sums, (LOSS, SQUARES, ABSOLUTES, RIGHT))
         count = squares if self._steps.contrast else self._sizes[part]
         measures = from_sums(self.objective.loss.metrics, loss, squares, absolutes, right, count)
         return measures, time.perf_counter() - started
 
-    def _scoring(self, base: np.float32) -> Call:
-        """The kernel that measures a strip, and what it takes beside the strip and the tables."""
+    def _scoring(self, part: str, base: np.float32) -> Call:
+        """The kernel that measures a part."""
         model, header = self.objective.model, self.header
         if self._steps.contrast:
             negatives = np.float32(model.negative_weight), np.float32(model.negative_target)
             rest = (base, *negatives, sample_key(self.train.seed, 0))
-            return self._steps.contrast, arrays_of(self._parts["train"]), rest
+            return Call(self._steps.contrast, [self._parts[part], self._parts["train"]], rest)
         low, high = (header.minimum, header.maximum) if model.clip else (-math.inf, math.inf)
-        return self._steps.score, (), (base, np.float32(low), np.float32(high))
+        return Call(self._steps.score, [self._parts[part]], (base, np.float32(low), np.float32(high)))
 
 
 def _added(sums: np.ndarray, parts: tuple[int, ...]) -> list[float]:

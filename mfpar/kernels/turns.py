@@ -49,24 +49,26 @@ I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 class Turns(NamedTuple):
     """What a worker visits, and when.
 
-    Row-blocks first … last − 1, `origin` being the number of this rank's row-block 0 in the grid; in each of `steps`
-    steps all of them, row-block i in step s column-block order[(origin + i + s) mod G] when the board says turn + s.
+    Row-blocks first … last − 1, `origin` being the number of row-block 0 in the grid; in each of `steps` steps from
+    `since` on all of them, row-block i in step s column-block order[(origin + i + s) mod G] when the board says
+    turn + s.
     """
 
     first: Any  # int64
     last: Any  # int64
     origin: Any  # int64
+    since: Any  # int64
     steps: Any  # int64
     turn: Any  # int64: below 2^31
     order: Any  # int64[G]
     board: Any  # int32[G + 2, WIDTH]
     starts: Any  # int64[slots]: where each slot begins in Q
     clocks: Any  # int64[B, CLOCKS], of which the first two grow
-    marks: Any  # int64[B, steps, 3], or int64[B, 0, 3] if nobody wants to know
+    marks: Any  # int64[B, since + steps, 3], or int64[B, 0, 3] if nobody wants to know
 
 
 _INTEGERS, _LINE, _TABLE, _SHEETS = types.int64, types.int64[::1], types.int64[:, ::1], types.int64[:, :, ::1]
-TURNS = types.NamedTuple((*(_INTEGERS,) * 5, _LINE, types.int32[:, ::1], _LINE, _TABLE, _SHEETS), Turns)
+TURNS = types.NamedTuple((*(_INTEGERS,) * 6, _LINE, types.int32[:, ::1], _LINE, _TABLE, _SHEETS), Turns)
 
 
 def _call(builder, name, result, *arguments):
@@ -182,7 +184,7 @@ def announce(board, line, count):
 def come(turns, n):
     """Wait for the n-th visit of a worker: its row-block i, column-block j, and where that begins; i < 0: all stop."""
     held = turns.last - turns.first
-    step, place = n // held, n % held
+    step, place = turns.since + n // held, n % held
     i = turns.first + place
     j = turns.order[(turns.origin + i + step) % len(turns.order)]
     came = now()
@@ -209,7 +211,7 @@ def come(turns, n):
 @inlined
 def go(turns, n, i, j):
     """End the n-th visit: the next may come."""
-    step = n // (turns.last - turns.first)
+    step = turns.since + n // (turns.last - turns.first)
     ended = now()
     turns.clocks[i, WORKED] += ended
     turns.clocks[i, FINISHED] = ended

@@ -156,12 +156,11 @@ def _write_blocks(target: h5py.File, training: Training, file: BlockedFile) -> N
         count = int(cuts[last] - cuts[first])
         factors = target.create_dataset(factors_name, (count, training.layout.factors), np.float32)
         biases = target.create_dataset(f"{prefix}_bias", (count,), np.float32)
+        ids = target.create_dataset(f"{prefix}_ids", (count,), file.id_dtype(side))
         for index in range(first, last):
             inside = slice(cuts[index] - cuts[first], cuts[index + 1] - cuts[first])
             factors[inside], biases[inside] = block(index)
-        ids = file.ids(side, first, last)
-        dtype = h5py.string_dtype("utf-8", ids.dtype.itemsize) if ids.dtype.kind == "S" else ids.dtype
-        target.create_dataset(f"{prefix}_ids", data=ids.astype(dtype))
+            ids[inside] = file.ids(side, index, index + 1)
 
 
 def _show_shards(target: h5py.File, file: BlockedFile, shards: list[Path]) -> None:
