@@ -210,9 +210,7 @@ class BlockedFile:
             offsets = group["offsets"][first * size : last * size + 1]
             ends = int(offsets[0]), int(offsets[-1])
             names = arrays_of(part, self.header.weighted)
-            readers = {}
-            for name in names:
-                readers[name] = self._closing.enter_context(contextlib.closing(Reader(group[name], self.path, *ends)))
+            readers = {name: self._closing.enter_context(Reader(group[name], self.path, *ends)) for name in names}
             return offsets, readers, group["checksums"][first:last]
 
     def dtypes(self, part: str) -> dict[str, np.dtype]:
@@ -265,10 +263,9 @@ class BlockedFile:
     def counts(self, part: str = "train", first: int = 0, last: int | None = None) -> np.ndarray:
         """int64[last − first, G]: ratings of each block of the row-blocks first … last − 1 (None: G)."""
         size = self.grid.size
+        last = size if last is None else last
         with self._reading("block offsets"):
-            offsets: np.ndarray = self._file[part]["offsets"][
-                first * size : (size if last is None else last) * size + 1
-            ]
+            offsets: np.ndarray = self._file[part]["offsets"][first * size : last * size + 1]
             return np.diff(offsets).reshape(-1, size)
 
     def close(self) -> None:

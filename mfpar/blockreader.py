@@ -9,6 +9,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import h5py
 import numpy as np
@@ -49,7 +50,7 @@ def extents(dataset: h5py.Dataset, path: Path, begin: int, end: int) -> Iterator
 
 
 class Reader:
-    """Reads elements of a one-dimensional dataset. Local; reads may run in any thread, without Python's lock.
+    """Reads elements of a one-dimensional dataset, in any thread, without Python's lock; a context manager. Local.
 
     Parameters
     ----------
@@ -106,6 +107,12 @@ class Reader:
             if not got:
                 raise FormatError(f"{self._path}: is truncated in {self._name}; make it again")
             rest, byte = rest[got:], byte + got
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close its files."""
