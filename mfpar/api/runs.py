@@ -13,7 +13,7 @@ from mfpar.atomic import refuse_existing, storage_errors
 from mfpar.blockfile import BlockedFile
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.course import Course
-from mfpar.engine.report import EpochReport, describe_run
+from mfpar.engine.report import EpochReport, describe_run, described_memory
 from mfpar.engine.tables import require_places
 from mfpar.engine.trace import Trace
 from mfpar.engine.training import Training
@@ -22,7 +22,7 @@ from mfpar.model.saving import save_model
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
 
-Event = dict[str, Any]  # {"kind": "run" | "epoch" | "retry" | "warning" | "error", …}: a line of the log, as JSON
+Event = dict[str, Any]  # {"kind": "run" | "epoch" | "memory" | …}: a line of the log, as JSON
 
 
 def train_file(
@@ -93,6 +93,7 @@ def train_file(
         with tracing.span("save"):
             fingerprint = save_model(output, training, file, record, comm)
         tracing.flush()
+        tell("memory", described_memory(training.needs, comm))
         return fingerprint
 
 

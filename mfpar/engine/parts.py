@@ -41,8 +41,8 @@ def needs(file: BlockedFile, layout: Layout, train: TrainConfig, comm: Communica
         "copies": min(2 + (train.patience is not None), train.epochs - 1),
     }
     own = {name: file.counts(name, first, last) for name in names}
-    if train.validates:  # while it is cut out, all ratings are there twice
-        own["validation"] = own["train"]
+    if train.validates:  # while that is cut out, all ratings are there twice, and an integer for each
+        own["validation"] = own["cutting"] = own["train"]
     found = needs_of(*sizes, own, layout, comm.size, comm.rank, team, **options)  # type: ignore[arg-type]
     if memory is not None and found.total > memory:
         counts = {name: file.counts(name) for name in names}

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mfpar.blockfile import BlockedFile
+from mfpar.budget import Needs
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.parallel.comm import Communicator
+from mfpar.parallel.limits import peak_memory
 
 Measures = dict[str, float]
 
@@ -55,6 +57,12 @@ def describe_run(file: BlockedFile, model: ModelConfig, train: TrainConfig, comm
         "grid": file.grid.size,
         "versions": versions(comm),
     }
+
+
+def described_memory(needs: Needs, comm: Communicator) -> dict[str, Any]:
+    """By rank: bytes planned (see `Needs`) and at the peak, and what of it was streamed or spilled. Collective."""
+    ranks = comm.gather([needs.total, peak_memory(), needs.streamed, needs.spilled])
+    return dict(zip(("planned", "peak", "streamed", "spilled"), map(list, zip(*ranks, strict=True)), strict=True))
 
 
 def versions(comm: Communicator) -> dict[str, str]:

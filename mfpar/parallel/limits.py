@@ -1,6 +1,8 @@
-"""How much memory the processes of a job may take: what cgroups, SLURM and the machine say."""
+"""How much memory the processes of a job may take, and have taken: what cgroups, SLURM and the machine say."""
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,15 @@ def allowed_memory(ranks: int) -> int | None:
     """Bytes that each of so many ranks on this node may take; None where nothing says how much there is."""
     known = [*_cgroup_limits(), *_slurm_limits(), *_machine()]
     return int(SHARE * min(known)) // ranks if known else None
+
+
+def peak_memory() -> int:
+    """Bytes that this process had in memory at most, shared ones included."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1 << 10)
 
 
 def _cgroup_limits() -> Iterator[int]:
