@@ -1,4 +1,4 @@
-"""What ranks planned to take in memory, and what they took: resident, streamed and spilled, by ranks, factors, optimizer.
+"""What ranks planned to take in memory, and what they took: resident, streamed and spilled, by kind of run.
 
 `python bench/memory.py [--rows 480_000] [--cols 120_000] [--ratings 4_000_000]`
 """
@@ -39,12 +39,12 @@ def run(file: Path, folder: Path, options: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "mfpar", "train", str(file), "-o", str(folder / "model.h5"), "--force"]
     command += ["--factors", "64", "--epochs", "4", "--progress", "none", "--log", str(log), *options]
     subprocess.run(command, check=True, timeout=600)
-    *_, last = map(json.loads, log.read_text().splitlines())
-    return {name: last[name] for name in ("planned", "peak", "streamed", "spilled")}
+    first, *_, last = map(json.loads, log.read_text().splitlines())
+    return first["memory"] | {"peak": last["peak_memory"]}
 
 
 def rows_of(file: Path, folder: Path) -> list[dict[str, Any]]:
-    """A row of figures for each way to run, with the rank that came nearest to its plan, and the one farthest from it."""
+    """A row of figures for each way to run; shares of the ranks that came farthest from, and nearest to, their plans."""
     rows = []
     for name, options in SETTINGS:
         whole = max(run(file, folder, options)["planned"])

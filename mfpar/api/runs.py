@@ -22,7 +22,7 @@ from mfpar.model.saving import save_model
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
 
-Event = dict[str, Any]  # {"kind": "run" | "epoch" | "memory" | …}: a line of the log, as JSON
+Event = dict[str, Any]  # {"kind": "run" | "epoch" | "retry" | "warning" | "error", …}: a line of the log, as JSON
 
 
 def train_file(
@@ -81,7 +81,7 @@ def train_file(
         train = train.resolved(loss)
         description = describe_run(file, model, train, comm)
         training = Training(file, model, loss, train, comm, tracing)
-        tell("run", description)
+        tell("run", description | {"memory": described_memory(training.needs, comm)})
         if comm.size > 1 and file.grid.size < 2 * comm.size:
             tell("warning", {"message": _crowded(file.grid.size, comm.size)})
         Course(training, output, on_epoch, tell).run()
@@ -93,7 +93,6 @@ def train_file(
         with tracing.span("save"):
             fingerprint = save_model(output, training, file, record, comm)
         tracing.flush()
-        tell("memory", described_memory(training.needs, comm))
         return fingerprint
 
 

@@ -78,7 +78,7 @@ class _Plain:
             self._started = time.perf_counter()
         elif event["kind"] in ("warning", "retry"):
             print(f"mfpar: {'warning: ' * (event['kind'] == 'warning')}{event['message']}", file=sys.stderr, flush=True)
-        elif event["kind"] == "epoch":
+        else:
             done = event["epoch"]
             left = (time.perf_counter() - self._started) / done * (self._epochs - done)
             text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
@@ -99,7 +99,7 @@ def _bar(epochs: int) -> Iterator[Callable[[Event], None]]:
             progress.start()
         elif event["kind"] in ("warning", "retry"):
             progress.console.print(f"[yellow]{event['kind']}:[/yellow] {event['message']}", highlight=False)
-        elif event["kind"] == "epoch":
+        else:
             text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
             progress.update(task, completed=event["epoch"], description=text)
 

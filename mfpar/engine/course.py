@@ -238,6 +238,7 @@ class Course:
             seconds_waiting=done.seconds_waiting,
             seconds_working=done.seconds_working,
             bytes_sent=done.bytes_sent,
+            peak_memory=done.peak_memory,
             step_balance=done.step_balance,
         )
         self._on_epoch(report)

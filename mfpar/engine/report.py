@@ -9,18 +9,17 @@ from mfpar.blockfile import BlockedFile
 from mfpar.budget import Needs
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.parallel.comm import Communicator
-from mfpar.parallel.limits import peak_memory
 
 Measures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch did, over all ranks; the same on every rank."""
+    """What an epoch did, over all ranks; the same on every rank where nothing else is said."""
 
     epoch: int  # from 1
-    seconds: float  # of training, on the slowest rank
-    seconds_evaluate: float  # of scoring the held-out parts, on the slowest rank
+    seconds: float  # of training, on the slowest node
+    seconds_evaluate: float  # of scoring the held-out parts, on this rank
     train_loss: float  # mean value of the loss, of scores met on the way, each before its update (docs/method.md)
     train_rmse: float | None  # of the same scores; None for all but squared loss
     test: Measures | None  # by name, the loss's deciding measure first; None without a held-out part
@@ -32,9 +31,8 @@ class EpochReport:
     seconds_waiting: float  # for column-blocks while training, mean over threads
     seconds_working: float  # on blocks while training, mean over threads
     bytes_sent: int  # from node to node while training, all ranks together
-    step_balance: list[
-        float
-    ]  # of each step: ratings of a rank on average, over those of the busiest; on the first rank
+    peak_memory: list[int]  # bytes of each rank so far, when that was looked at last
+    step_balance: list[float]  # by step: a rank's ratings on average, over those of the busiest; on the first rank
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -60,9 +58,9 @@ def describe_run(file: BlockedFile, model: ModelConfig, train: TrainConfig, comm
 
 
 def described_memory(needs: Needs, comm: Communicator) -> dict[str, Any]:
-    """By rank: bytes planned (see `Needs`) and at the peak, and what of it was streamed or spilled. Collective."""
-    ranks = comm.gather([needs.total, peak_memory(), needs.streamed, needs.spilled])
-    return dict(zip(("planned", "peak", "streamed", "spilled"), map(list, zip(*ranks, strict=True)), strict=True))
+    """Lists by rank: bytes planned (see `Needs`), and what of it is streamed or spilled. Collective."""
+    ranks = comm.gather([needs.total, needs.streamed, needs.spilled])
+    return dict(zip(("planned", "streamed", "spilled"), map(list, zip(*ranks, strict=True)), strict=True))
 
 
 def versions(comm: Communicator) -> dict[str, str]:

@@ -24,6 +24,7 @@ from mfpar.kernels import ABSOLUTES, COUNTED, DESCENT, LOSS, REFUSED, RIGHT, SCO
 from mfpar.losses import Loss
 from mfpar.metrics import from_sums, mean
 from mfpar.parallel.comm import Communicator
+from mfpar.parallel.limits import peak_memory
 from mfpar.schedule import ring, sample_key
 from mfpar.shards import Layout
 
@@ -40,6 +41,7 @@ class Pass:
     seconds_waiting: float  # for turns, mean over threads
     seconds_working: float  # inside blocks, mean over threads
     bytes_sent: int
+    peak_memory: list[int]  # bytes of each rank, when it was looked at last
     step_balance: list[float]  # see `mfpar.engine.balance`; on the first rank
     refused: tuple[float, float] | None = None  # r and z of the first step that a checked pass has refused
 
@@ -81,6 +83,7 @@ class Training(Tables):
             check = functools.partial(check_ratings, loss, path=file.path)
             self._parts = read_parts(file, self.first, self.last, train, needs, check, comm)
         self._rings: dict[int, np.ndarray] = {}
+        self._peak_memory: list[int] = []
         self._block_counts = file.counts("train") if comm.rank == 0 else None
         self._steps = Steps(self.objective, self.layout, train, file, comm)
         self._sizes = {name: sum(comm.gather(int(part.counts.sum()))) for name, part in self._parts.items()}
@@ -99,7 +102,9 @@ class Training(Tables):
         kernel = self._steps.checked() if checked else self._steps.update
         totals = self._visit_all(order, self._updating(kernel, knobs, epoch), SUMS, "compute")
         with self.trace.span("inspect"):
-            finite = not inspect or all(self.comm.gather(self.finite))
+            looks = self.comm.gather([self.finite, peak_memory()]) if inspect else []
+            self._peak_memory = [peak for _, peak in looks] or self._peak_memory
+        finite = all(sound for sound, _ in looks)
         value, counted, descent, refused = _added(totals.sums, (VALUE, COUNTED, DESCENT, REFUSED))
         if not counted and not refused and finite:
             raise ConfigError(
@@ -118,6 +123,7 @@ class Training(Tables):
             seconds_waiting=totals.waited,
             seconds_working=totals.worked,
             bytes_sent=totals.bytes_sent,
+            peak_memory=self._peak_memory,
             step_balance=[] if counts is None else step_balance(counts, order, self.comm.size),
             refused=(first[0], first[1]) if refused else None,
         )
