@@ -44,18 +44,19 @@ def run(file: Path, folder: Path, options: list[str]) -> dict[str, Any]:
 
 
 def rows_of(file: Path, folder: Path) -> list[dict[str, Any]]:
-    """A row of figures for each way to run; shares of the ranks that came farthest from, and nearest to, their plans."""
+    """A row of figures for each way to run, with shares of the ranks farthest from, and nearest to, their plans."""
     rows = []
     for name, options in SETTINGS:
         whole = max(run(file, folder, options)["planned"])
         floor = 245_000_000
-        bounds = {"most": whole - 1, "some": floor + (whole - floor) * 45 // 100, "least": floor + (whole - floor) // 6}
+        bounds = {"most": whole - 1, "least": floor + (whole - floor) // 6}
         for way, more in WAYS:
             given = [part.format(**bounds, folder=folder) for part in more]
             try:
                 found = run(file, folder, [*options, *given])
             except subprocess.CalledProcessError:
                 continue  # said why
+            bounds["some"] = max(found["planned"]) - 1
             shares = [peak / planned for peak, planned in zip(found["peak"], found["planned"], strict=True)]
             rows.append(
                 {
