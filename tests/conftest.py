@@ -1,16 +1,18 @@
 """What all tests share: the environment that MPI needs, real data, and a way to run the command line."""
 
 import atexit
+import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hosts import Hosts, why_not
+from processes import run_to_end
 
 from mfpar.parallel.launch import ONE_NODE, expected_size
 
@@ -52,28 +54,22 @@ def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         command = [sys.executable, "-m", "mfpar", *map(str, arguments)]
         if ranks is not None:
             command = [str(BIN / "mpirun"), "-n", str(ranks), *command]
-        # os.environ by name: MPI, once mpi-pytest has started it here, sets variables behind Python's back.
-        with subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                output, complaints = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                # A chance for mpirun to end its ranks: they are no part of its process group.
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    output, complaints = process.communicate(timeout=10)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    output, complaints = process.communicate()
-                pytest.fail(f"{' '.join(command)}: still running after {timeout} s\n{output}\n{complaints}")
-        return subprocess.CompletedProcess(command, process.returncode, output, complaints)
+        return run_to_end(command, tmp_path, timeout, environment)
 
     return run
+
+
+@pytest.fixture
+def make_hosts(tmp_path: Path) -> Iterator[Callable[..., Hosts]]:
+    """A function that makes several hosts of this machine, see `hosts.Hosts`; skips where that may not be.
+
+    ``make_hosts(count, memory={}, rate=None)``; what it has made ends with the test.
+    """
+    with contextlib.ExitStack() as closing:
+
+        def make(count: int, memory: Mapping[int, int] | None = None, rate: str | None = None) -> Hosts:
+            if reason := why_not(memory):
+                pytest.skip(reason)
+            return closing.enter_context(Hosts(tmp_path, count, memory, rate))
+
+        yield make
