@@ -32,8 +32,7 @@ GROUPS = {
 }
 PREFIX = "mfpar-host"
 BIN = Path(sys.executable).parent
-# What ranks get from whoever starts them, as the agent, like ssh, hands on nothing.
-PASSED = ("PYTHONPATH",)
+OPEN_MPI = (BIN / "prterun").exists()  # else MPICH, if any
 
 
 def why_not(memory: Mapping[int, int] | None = None) -> str:
@@ -141,27 +140,32 @@ class Hosts:
 
         Ranks have what `environment` says, but nothing else of this process's environment.
         """
-        given = {name: os.environ[name] for name in PASSED if name in os.environ} | (environment or {})
-        command = [*self._launcher(ranks_each, list(given)), sys.executable, "-m", "mfpar", *map(str, arguments)]
+        command = [*self._launcher(ranks_each, list(environment or {})), sys.executable, "-m", "mfpar"]
+        return self.run_on_login([*command, *map(str, arguments)], timeout, environment)
+
+    def run_on_login(
+        self, command: list[str], timeout: float, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the login node, where Open MPI's mpirun finds the agent."""
         script = f"cd {shlex.quote(str(self._folder.parent))} && exec {shlex.join(command)}"
         enter = ["nsenter", "--target", str(self._switch), *NAMESPACES, "sh", "-c", script]
-        return run_to_end(enter, self._folder.parent, timeout, given)
+        agent = {"PRTE_MCA_plm_ssh_agent": str(self._agent)}
+        return run_to_end(enter, self._folder.parent, timeout, {**(environment or {}), **agent})
 
     def _launcher(self, ranks_each: int, passed: list[str]) -> list[str]:
         """The command line of mpirun, up to the program."""
         total = str(ranks_each * len(self.names))
-        if (BIN / "prterun").exists():
+        if OPEN_MPI:
             slots = ",".join(f"{name}:{ranks_each}" for name in self.names)
             return [
-                *(str(BIN / "mpirun"), "--prtemca", "plm_ssh_agent", str(self._agent), "--host", slots),
-                *("--map-by", "slot:oversubscribe", "--bind-to", "none", "-n", total),
-                *("--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp", "--mca", "btl_tcp_if_include", "eth0"),
-                *(word for name in passed for word in ("-x", name)),
+                *(str(BIN / "mpirun"), "--host", slots, "--map-by", "slot:oversubscribe", "--bind-to", "none"),
+                *("-n", total, "--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp"),
+                *("--mca", "btl_tcp_if_include", "eth0", *(word for name in passed for word in ("-x", name))),
             ]
         return [
             *(str(BIN / "mpiexec"), "-launcher", "ssh", "-launcher-exec", str(self._agent)),
             *("-hosts", ",".join(self.names), "-ppn", str(ranks_each), "-n", total),
-            *("-genvlist", ",".join(passed), "-genv", "UCX_TLS", "tcp,self"),
+            *("-genvlist", ",".join(passed) or "LANG", "-genv", "UCX_TLS", "tcp,self"),
         ]
 
     def _connect(self, n: int, holder: int) -> None:
@@ -185,9 +189,10 @@ class Hosts:
             "HOME": own / "home",
             "TMPDIR": own / "tmp",
             "NUMBA_CACHE_DIR": own / "numba",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         }
-        for path in list(environment.values())[1:]:
-            Path(path).mkdir(parents=True)
+        for folder in ("home", "tmp", "numba"):
+            (own / folder).mkdir(parents=True)
         settings = shlex.join(f"{variable}={value}" for variable, value in environment.items())
         enter = f"nsenter --target {holder} {' '.join(NAMESPACES)} --pid=/proc/{holder}/ns/pid_for_children"
         into = "" if group is None else f"echo $$ > {group}/cgroup.procs\n"

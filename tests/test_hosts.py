@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from hosts import remove_groups_of_the_dead
+from hosts import BIN, OPEN_MPI, remove_groups_of_the_dead
 from planted import Planted, plant
 
 from mfpar.api import load
@@ -53,6 +54,23 @@ def test_hosts_that_share_only_input_and_output_find_the_same_bits(data, make_ho
     compiled = [{path.name for path in (hosts.own_folder(name) / "numba").rglob("*.nb?")} for name in hosts.names]
     assert any(name.startswith("update.update_") for name in compiled[0])
     assert all(names == compiled[0] for names in compiled)
+
+
+@pytest.mark.skipif(not OPEN_MPI, reason="the example is one of Open MPI")
+def test_the_example_runs(data, make_hosts, run_cli, tmp_path):
+    shutil.copy(data.path, tmp_path / "ratings.h5")
+    hosts = make_hosts(2)
+    assert run_cli("train", "ratings.h5", "-o", "serial.h5", *SETTINGS).returncode == 0
+    settings = {
+        "HOSTS": ",".join(f"{name}:1" for name in hosts.names), "THREADS": "2", "NETWORK": "10.77.0.0/24",
+        "BIN": str(BIN), "SHARED": str(tmp_path),
+    }  # fmt: skip
+    example = Path(__file__).parents[1] / "examples" / "hosts.sh"
+    done = hosts.run_on_login(["bash", str(example), *map(str, SETTINGS)], SOON, settings)
+    assert done.returncode == 0, done.stderr
+    assert "2 ranks × 2 threads" in done.stdout
+    assert load(tmp_path / "model.h5").fingerprint == load(tmp_path / "serial.h5").fingerprint
+    assert (tmp_path / "run.jsonl").exists()
 
 
 def test_an_error_on_one_host_ends_the_job_on_all(data, make_hosts, tmp_path):

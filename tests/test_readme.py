@@ -1,4 +1,4 @@
-"""What README.md shows works: its Python runs, its commands parse, its make targets exist."""
+"""What README.md, docs/running.md and the examples show works: Python runs, commands parse, make targets exist."""
 
 import os
 import re
@@ -13,46 +13,80 @@ from mfpar.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+EXAMPLES = sorted((ROOT / "examples").iterdir())
 SHELLS = {"", "bash", "sh", "shell", "console", "text"}
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
 
 
-def blocks(*languages: str) -> list[str]:
-    """The fenced blocks of README.md in these languages."""
-    if not README.exists():
+def blocks(*languages: str, page: Path = README) -> list[str]:
+    """The fenced blocks of a page in these languages."""
+    if not page.exists():
         return []
-    fenced = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [text for language, text in fenced if language in languages]
 
 
-def commands() -> list[list[str]]:
-    """Each command shown, in words; continued lines joined, prompts and comments left out."""
-    lines = "\n".join(blocks(*SHELLS)).replace("\\\n", " ").splitlines()
-    called = (line.removeprefix("$ ") for line in lines if re.search(r"\b(mfpar|make)\b", line))
-    return [words for words in (shlex.split(line, comments=True) for line in called) if words]
+def commands(text: str) -> list[list[str]]:
+    """Each command of a script, in words; continued lines joined, prompts and comments left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    called = (line.strip().removeprefix("$ ") for line in lines if re.search(r"\b(mfpar|make)\b", line))
+    split = (shlex.split(line, comments=True) for line in called if not line.startswith("#"))
+    return [words for words in split if words]
 
 
-def calls_of(program: str) -> list[list[str]]:
-    """The arguments of each call of a program, also behind mpirun, srun, a path or a variable."""
+def calls_of(program: str, text: str) -> list[list[str]]:
+    """The arguments of each call of a program, also behind exec, mpirun, srun, a path or a variable."""
     found = []
-    for words in commands():
+    for words in commands(text):
         starts = [place for place, word in enumerate(words) if Path(word).name == program]
-        launchers = ("mpirun", "mpiexec", "srun")
+        launchers = ("mpirun", "mpiexec", "srun", "exec")
         if starts and (starts[0] == 0 or Path(words[0]).name in launchers or "=" in words[0]):
             found.append(words[starts[0] + 1 :])
     return found
 
 
-@pytest.mark.parametrize("arguments", calls_of("mfpar"), ids=" ".join)
+def shown(page: Path = README) -> str:
+    """All that a page shows of a shell."""
+    return "\n".join(blocks(*SHELLS, page=page))
+
+
+CALLS = [
+    *calls_of("mfpar", shown()),
+    *calls_of("mfpar", shown(ROOT / "docs" / "running.md")),
+    *(call for example in EXAMPLES for call in calls_of("mfpar", example.read_text(encoding="utf-8"))),
+]
+
+
+@pytest.mark.parametrize("arguments", CALLS, ids=" ".join)
 def test_command_parses(arguments: list[str]) -> None:
     """What argparse finds wrong it prints, and exits; `--help` and `--version` exit too, with 0."""
     code: object = 0
+    known = [re.sub(r"\$SLURM_CPUS_PER_TASK|\$threads", "8", word) for word in arguments if word != "$@"]
     try:
-        build_parser().parse_args(arguments)
+        build_parser().parse_args(known)
     except SystemExit as end:
         code = end.code
     assert code == 0
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_example_is_sound(example: Path) -> None:
+    """It trains, and is what its name says: a script that bash can read, or a job for Kubernetes."""
+    text = example.read_text(encoding="utf-8")
+    assert [call[0] for call in calls_of("mfpar", text)] == ["train"]
+    if example.suffix == ".yaml":
+        job = pytest.importorskip("yaml").safe_load(text)
+        assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
+        launcher, worker = (job["spec"]["mpiReplicaSpecs"][role] for role in ("Launcher", "Worker"))
+        (container,) = launcher["template"]["spec"]["containers"]
+        subprocess.run(["bash", "-n", "-c", *container["args"]], check=True, timeout=60)
+        # Ranks of a pod, threads of a rank: the cores of a pod.
+        (container,) = worker["template"]["spec"]["containers"]
+        threads = int(re.search(r"--threads (\d+)", text)[1])
+        assert job["spec"]["slotsPerWorker"] * threads == container["resources"]["limits"]["cpu"]
+    else:
+        subprocess.run(["bash", "-n", str(example)], check=True, timeout=60)
 
 
 def test_walk_through_runs(tmp_path: Path) -> None:
@@ -67,7 +101,7 @@ def test_walk_through_runs(tmp_path: Path) -> None:
     bash(scripts[0], tmp_path)
 
 
-@pytest.mark.parametrize("arguments", calls_of("make"), ids=" ".join)
+@pytest.mark.parametrize("arguments", calls_of("make", shown()), ids=" ".join)
 def test_make_target_exists(arguments: list[str]) -> None:
     done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -75,11 +109,11 @@ def test_make_target_exists(arguments: list[str]) -> None:
 
 def test_python_runs(tmp_path: Path) -> None:
     """All Python blocks, in order, as one program in an empty folder; `>>>` blocks must also print what they show."""
-    shown = blocks("python", "pycon")
-    assert shown, "README.md shows no Python"
-    sessions = [text for text in shown if text.lstrip().startswith(">>>")]
+    pieces = blocks("python", "pycon")
+    assert pieces, "README.md shows no Python"
+    sessions = [text for text in pieces if text.lstrip().startswith(">>>")]
     (tmp_path / "readme.txt").write_text("\n".join(sessions), encoding="utf-8")
-    plain = "\n".join(text for text in shown if text not in sessions)
+    plain = "\n".join(text for text in pieces if text not in sessions)
     (tmp_path / "readme.py").write_text(plain, encoding="utf-8")
     bash(f"{sys.executable} readme.py; {sys.executable} -m doctest -o ELLIPSIS readme.txt", tmp_path)
 
