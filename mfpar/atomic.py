@@ -146,11 +146,15 @@ class DiskFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer, and return how many bytes."""
-        data = os.pread(self._descriptor, len(buffer), self._position)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        """Fill a buffer, up to the end of the file; return how many bytes.
+
+        h5py takes it for full whatever this returns, and Linux reads no more than 2 GiB at once.
+        """
+        view, begun = memoryview(buffer).cast("B"), self._position
+        while count := os.preadv(self._descriptor, [view], self._position):
+            self._position += count
+            view = view[count:]
+        return self._position - begun
 
     def write(self, data: Any) -> int:
         """Write all of `data`, or note why not."""

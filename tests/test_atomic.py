@@ -122,6 +122,25 @@ def test_hdf5_in_a_disk_file_is_hdf5(tmp_path):
         np.testing.assert_array_equal(file["large"], np.arange(20_000))
 
 
+def test_a_disk_file_reads_all_that_is_asked_for(tmp_path, monkeypatch):
+    """Linux reads 2 GiB at once at most; here 1000 bytes."""
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, views, at: real(file, [view[:1000] for view in views], at))
+    content = np.random.default_rng(0).bytes(12_345)
+    with DiskFile(tmp_path / "a") as disk:
+        disk.write(content)
+        for first, wanted in ((0, 12_345), (345, 12_000), (12_000, 1000), (12_345, 10)):
+            buffer = bytearray(wanted)
+            disk.seek(first)
+            count = disk.readinto(memoryview(buffer))
+            assert count == min(wanted, len(content) - first)
+            assert buffer == content[first : first + count] + bytes(wanted - count)
+            assert disk.tell() == first + count
+    with DiskFile(tmp_path / "a.h5") as disk, h5py.File(disk, "w", libver="latest") as file:
+        file["large"] = np.arange(20_000)
+        np.testing.assert_array_equal(file["large"], np.arange(20_000))
+
+
 @pytest.mark.parametrize("room", [0, 1000, 30_000])
 def test_a_full_disk_comes_out_when_asked_for(tmp_path, monkeypatch, room):
     real, written = os.pwrite, 0

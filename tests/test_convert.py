@@ -560,6 +560,24 @@ def test_options_out_of_range(tmp_path, triples, options, sentence):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"grid": 3}, "grid=3 is too coarse: a block would hold 1[3-9] user ids, and can hold 12; take more blocks"),
+        (
+            {"test": (np.arange(100, 113), *np.ones((2, 13), int))},
+            "13 user ids have held-out ratings only, more than the 12",
+        ),
+    ],
+)
+def test_more_ids_than_local_indices_can_tell_apart(tmp_path, monkeypatch, triples, options, sentence):
+    """Which are 2^31 else."""
+    monkeypatch.setattr("mfpar.ratings.ordering.UNKNOWN", 12)
+    with pytest.raises(ConfigError, match=sentence):
+        convert(triples, tmp_path / "out.h5", **{"grid": 8, **options})
+    assert os.listdir(tmp_path) == []
+
+
 def test_no_training_ratings_left(tmp_path):
     with pytest.raises(RatingsError, match="no training ratings are left: all 1 are held out"):
         convert(([1], [1], [1.0]), tmp_path / "out.h5", test_fraction=0.999999)

@@ -1,6 +1,7 @@
 """Law 6: whatever fails on one rank ends the job soon, with one sentence; and what ranks say to each other."""
 
 import itertools
+import json
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from planted import Planted, plant
 
+from mfpar.api import load
 from mfpar.errors import ConfigError, RankError, StorageError
 from mfpar.parallel.comm import Message, Serial
 from mfpar.parallel.launch import adopt, expected_size, launched_rank
@@ -151,6 +153,8 @@ def test_ranks_exchange_messages_and_fail_together(tmp_path):
         comm = Mpi(MPI.COMM_WORLD)
         with comm.guard():
             _a_team_sees_one_memory(comm, [0, 1, 2])
+        patch.setattr("mfpar.parallel.mpi.PIECE", 1000)
+        _what_is_too_long_for_mpi_goes_in_pieces(Mpi(MPI.COMM_WORLD))
     _a_known_error_reaches_those_who_wait_in_a_gather(Mpi(MPI.COMM_WORLD))
     _an_unknown_error_reaches_those_who_wait_for_a_message(Mpi(MPI.COMM_WORLD))
     _an_error_reaches_those_who_are_done(Mpi(MPI.COMM_WORLD))
@@ -169,6 +173,24 @@ def _a_team_sees_one_memory(comm, leaders):
     memory[comm.rank] = 1 + comm.rank
     comm.gather(None)
     assert memory[:3].tolist() == [1 + rank if leaders[rank] == leaders[comm.rank] else 0 for rank in range(3)]
+
+
+def _what_is_too_long_for_mpi_goes_in_pieces(comm):
+    """Of 1000 bytes here: messages, two of which have one tag, and what ranks say, long and short by turns."""
+    above, below = (comm.rank - 1) % 3, (comm.rank + 1) % 3
+    with comm.guard():
+        for sizes in ((0, 1), (250, 251), (5000, 3), (1000, 7777)):
+            sent = [np.arange(size, dtype=np.float32) * (1 + comm.rank) for size in sizes]
+            got = [np.zeros(size, np.float32) for size in sizes]
+            flight = comm.start(
+                [Message(array, above, 5) for array in sent], [Message(array, below, 5) for array in got]
+            )
+            flight.wait()
+            for array in got:
+                np.testing.assert_array_equal(array, np.arange(len(array), dtype=np.float32) * (1 + below))
+        for length in (1, 100, 5000, 0, 333, 20_000, 20_000, 1):
+            texts = [f"{rank}" * length * rank for rank in range(3)]
+            assert comm.gather(texts[comm.rank]) == texts
 
 
 def _guarded(comm, body):
@@ -233,6 +255,27 @@ def _nobody_leaves_before_all_have_cleaned_up(comm, cleaned):
     with pytest.raises(ConfigError, match=r"^at once$"):
         _guarded(comm, body)
     assert cleaned.exists()
+
+
+# Every rank a host of its own, as far as mfpar knows, so that column-blocks are sent; in pieces of a hundred bytes.
+IN_PIECES = """
+import socket
+import mfpar.parallel.mpi
+from mfpar.parallel.launch import launched_rank
+socket.gethostname = lambda: f"host {launched_rank()}"
+mfpar.parallel.mpi.PIECE = 100
+"""
+
+
+def test_pieces_of_messages_change_no_bit(data, run_cli, tmp_path):
+    (tmp_path / "sabotage").mkdir()
+    (tmp_path / "sabotage" / "sitecustomize.py").write_text(IN_PIECES)
+    patched = {"PYTHONPATH": f"{tmp_path / 'sabotage'}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    assert run_cli("train", data.path, "-o", "serial.h5", timeout=SOON).returncode == 0
+    done = run_cli("train", data.path, "-o", "model.h5", "--log", "log", ranks=3, environment=patched, timeout=SOON)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "log").read_text().splitlines()[-1])["bytes_sent"] > 0
+    assert load(tmp_path / "model.h5").fingerprint == load(tmp_path / "serial.h5").fingerprint
 
 
 def test_an_error_of_one_rank_ends_the_job(data, run_cli, sabotaged, tmp_path):

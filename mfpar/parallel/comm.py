@@ -18,7 +18,7 @@ PATIENCE = 5e-4  # seconds between looks of a wait
 
 @dataclass(frozen=True)
 class Message:
-    """A contiguous buffer on its way to, or from, another rank.
+    """A flat, contiguous buffer of any length on its way to, or from, another rank, which gives one of the same length.
 
     `tag` (0 … 32767 is safe with any MPI) tells apart the messages that are under way between two ranks.
     """

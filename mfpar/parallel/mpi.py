@@ -21,6 +21,7 @@ from mfpar.parallel.comm import Message, Pending
 from mfpar.parallel.memory import Address, Offer, aligned
 
 PATIENCE = 5e-4  # seconds between polls of a wait that has become long
+PIECE = 1 << 30  # bytes of a message at most, or of all that a collective brings: MPI 3 counts in 32 bits
 LEAST_ROOM = 512  # bytes that a gather has for what a rank says, before it knows
 NOTICE_EVERY = 0.05  # seconds between looks for notices
 FAREWELL = 10.0  # seconds that a failing rank gives the others to take notice and to clean up
@@ -55,8 +56,9 @@ class Mpi:
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """See `Communicator.start`."""
-        requests = [self._comm.Irecv(m.buffer, m.peer, m.tag) for m in receives]
-        requests += [self._comm.Isend(m.buffer, m.peer, m.tag) for m in sends]
+        # Pieces have one tag: between two ranks messages of one tag keep their order.
+        requests = [self._comm.Irecv(piece, m.peer, m.tag) for m in receives for piece in _pieces(m.buffer)]
+        requests += [self._comm.Isend(piece, m.peer, m.tag) for m in sends for piece in _pieces(m.buffer)]
         self.bytes_sent += sum(m.buffer.nbytes for m in sends)
         return _Flight(self, requests)
 
@@ -69,14 +71,26 @@ class Mpi:
         mine[8 : 8 + len(said)] = np.frombuffer(said[: self._room], np.uint8)
         self.wait_until(self._comm.Iallgather(mine, all_said).Test)
         lengths = [int.from_bytes(one[:8].tobytes(), "little") for one in all_said]
-        self._room, room = max(LEAST_ROOM, 1 << max(lengths).bit_length()), self._room
+        room = self._room
+        self._room = max(LEAST_ROOM, min(1 << max(lengths).bit_length(), PIECE // self.size))
         parts = [one[8 : 8 + length] for one, length in zip(all_said, lengths, strict=True)]
         if max(lengths) > room:
-            everything, counts = np.empty(sum(lengths), np.uint8), np.array(lengths)
-            self.wait_until(self._comm.Iallgatherv(np.frombuffer(said, np.uint8), (everything, counts)).Test)
-            parts = np.split(everything, np.cumsum(counts)[:-1])
+            parts = self._gather_long(np.frombuffer(said, np.uint8), lengths)
         text = b",".join(part.tobytes() for part in parts).decode()
         return list(json.loads(f"[{text}]"))  # faster than one by one
+
+    def _gather_long(self, said: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
+        """Everybody's uint8[lengths[rank]], as much of each at a time as MPI can count together. Collective."""
+        parts = [np.empty(length, np.uint8) for length in lengths]
+        share = PIECE // self.size
+        for first in range(0, max(lengths), share):
+            here = [part[first : first + share] for part in parts]
+            counts = np.array([len(piece) for piece in here])
+            together = np.empty(counts.sum(), np.uint8)
+            self.wait_until(self._comm.Iallgatherv(said[first : first + share], (together, counts)).Test)
+            for piece, come in zip(here, np.split(together, np.cumsum(counts)[:-1]), strict=True):
+                piece[:] = come
+        return parts
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
@@ -216,3 +230,9 @@ class _Flight:
     def wait(self) -> None:
         """See `Pending.wait`."""
         self._comm.wait_until(self.arrived)
+
+
+def _pieces(buffer: np.ndarray) -> list[np.ndarray]:
+    """Views uint8[≤ PIECE] of a flat buffer, end to end."""
+    flat = buffer.view(np.uint8)
+    return [flat[first : first + PIECE] for first in range(0, len(flat), PIECE)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mfpar.errors import ConfigError
 from mfpar.kernels.spread import spread_kernel
 from mfpar.ratings.database import Database
 
@@ -33,7 +34,24 @@ def number(database: Database, side: str, seed: int) -> np.ndarray:
 
 
 def place(database: Database, side: str, cuts: np.ndarray) -> None:
-    """Make the table `user_places` or `item_places`: id, block (NULL if unknown) and local index of every id."""
+    """Make the table `user_places` or `item_places`: id, block (NULL if unknown) and local index of every id.
+
+    Raises
+    ------
+    ConfigError
+        More ids in a block, or unknown ones, than local indices of 32 bits can tell apart.
+    """
+    longest, unknown = int(np.diff(cuts).max()), int(database.scalar(f"SELECT count(*) FROM {side}s")) - int(cuts[-1])
+    if longest > UNKNOWN:
+        raise ConfigError(
+            f"grid={len(cuts) - 1} is too coarse: a block would hold {longest} {side} ids, and can hold {UNKNOWN}; "
+            "take more blocks a side"
+        )
+    if unknown > UNKNOWN:
+        raise ConfigError(
+            f"{unknown} {side} ids have held-out ratings only, more than the {UNKNOWN} that can be told apart; "
+            "hold out fewer"
+        )
     database.run(
         f"CREATE TABLE {side}_places AS "
         f"SELECT id, cuts.block AS block, if(cuts.block IS NULL, {UNKNOWN}, 0) + ids.rowid - cuts.begin AS local "
