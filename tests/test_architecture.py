@@ -27,7 +27,7 @@ HOUSE = (
     ("shards", "schedule", "blockreader", "metrics"),
     ("blockfile", "budget"),
     ("engine", "ratings"),
-    ("model",),
+    ("model", "planning"),
     ("api",),
     ("__init__",),
     ("cli",),

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import tomllib
+from collections.abc import Collection
 from typing import Any
 
 from mfpar.config import ModelConfig, TrainConfig
@@ -12,9 +13,11 @@ WORDS = {True: "yes", False: "no"}
 INFORMATIVE = {"result"}  # tables of a configuration file that say where it comes from
 
 
-def add_settings(parser: argparse._ActionsContainer, settings: type[Any]) -> None:
-    """An option for each field of a settings class, with its help and default; what is not given is not set."""
+def add_settings(parser: argparse._ActionsContainer, settings: type[Any], only: Collection[str] | None = None) -> None:
+    """An option for each field of a settings class (or some), with help and default; what is not given is not set."""
     for field in dataclasses.fields(settings):
+        if only is not None and field.name not in only:
+            continue
         name, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         if field.default is not None:
             text += f" (default: {WORDS[field.default] if isinstance(field.default, bool) else field.default})"

@@ -45,16 +45,17 @@ class Steps:
 
     def _compile(self) -> None:
         kind = self._kind
-        self.update = _updating(kind)
+        self.update = updating(kind)
         self.score = score_kernel(kind)
         self.contrast = contrast_kernel(kind) if kind.cells != "rated" else None
 
     def checked(self) -> Callable[..., Any]:
         """The updating kernel in a form that refuses steps which are not finite; compiled now. Local."""
-        return _updating(replace(self._kind, checked=True))
+        return updating(replace(self._kind, checked=True))
 
 
-def _updating(kind: Kind) -> Callable[..., Any]:
+def updating(kind: Kind) -> Callable[..., Any]:
+    """The kernel that changes the model."""
     return (pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind)
 
 

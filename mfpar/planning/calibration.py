@@ -1,0 +1,205 @@
+"""What this machine can do, measured in a moment: updates a second, bytes a second from disk and to another node."""
+
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfpar.atomic import storage_errors
+from mfpar.blockfile import BlockedFile, Header, Strip
+from mfpar.config import ModelConfig, TrainConfig
+from mfpar.engine.objective import Objective
+from mfpar.engine.steps import arrays_of, kind_of, updating
+from mfpar.kernels import CLOCKS, DONE, SLOT, SUMS, WIDTH, Turns
+from mfpar.losses import Loss
+from mfpar.parallel.comm import Communicator, Message
+from mfpar.planning.cluster import VISIT, Network
+from mfpar.planning.job import Job
+from mfpar.schedule import ring
+from mfpar.shards import Layout, Slots, start_block
+
+SECONDS = 2.0  # of a measurement
+SIDE = 16  # blocks a side of the ratings that kernels are tried on, at most
+RATINGS = 1 << 22  # of them, at most, where they are made up
+ROOM = 1 << 27  # bytes of P, and of Q, at most, where they are made up
+READ = 1 << 26  # bytes that are read to measure a disk
+MESSAGE = 1 << 23  # bytes of a large message
+TIMES = 10  # that one is sent
+IMPATIENCE = 0.5  # seconds, after which a message is no longer watched without a pause
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Ratings to try kernels on: a square of blocks, and what is known of all.
+
+    Attributes
+    ----------
+    strip : Strip
+        Of as many row-blocks as `rows` and column-blocks as `cols` has.
+    rows, cols : int64[n]
+        Rows and columns of each block.
+    header : Header
+    """
+
+    strip: Strip
+    rows: np.ndarray
+    cols: np.ndarray
+    header: Header
+
+    @classmethod
+    def of_file(cls, file: BlockedFile, worker_blocks: int) -> "Sample":
+        """The first blocks of a file: as many a side as a worker has row-blocks, so that caches fare alike."""
+        side = min(file.grid.size, SIDE, max(2, worker_blocks))
+        strip = file.strip("train", 0, side)
+        offsets = np.ascontiguousarray(strip.offsets[:, : side + 1])
+        inside = Strip(offsets, strip.rows, strip.cols, strip.values, strip.weights)
+        return cls(inside, file.grid.row_sizes[:side], file.grid.col_sizes[:side], file.header)
+
+    @classmethod
+    def of_job(cls, job: Job, loss: Loss, worker_blocks: int) -> "Sample":
+        """Random cells and ratings in blocks like those of a description; fewer, or smaller, where they are large."""
+        side = min(job.size, SIDE, max(2, worker_blocks))
+        most = ROOM // (4 * side * job.layout.floats(1))
+        row_count, col_count = (int(min(sizes.max(), most)) for sizes in (job.rows, job.cols))
+        each = int(min(job.counts["train"].max(), RATINGS // side**2, row_count * col_count))
+        rng = np.random.default_rng(job.seed)
+        blocks = [_cells(rng, row_count, col_count, each) for _ in range(side**2)]
+        rows, cols = (np.concatenate([block[axis] for block in blocks]) for axis in (0, 1))
+        total = len(rows)
+        if loss.pairs:
+            values = np.ones(total)
+        elif loss.ratings == "any":
+            values = rng.normal(size=total)
+        else:
+            values = rng.integers(0, 2, total).astype(np.float64)
+        offsets = np.arange(side)[:, None] * side * each + np.arange(side + 1) * each
+        strip = Strip(offsets, rows, cols, values.astype(np.float32))
+        header = Header(
+            rows=int(job.rows.sum()), cols=int(job.cols.sum()), ratings=max(total, int(job.counts["train"].sum())),
+            test_ratings=0, test_unknown=0, duplicates=0, seed=job.seed, streams=1, mean=float(values.mean()),
+            deviation=float(values.std()), minimum=float(values.min()), maximum=float(values.max()),
+        )  # fmt: skip
+        return cls(strip, np.full(side, row_count), np.full(side, col_count), header)
+
+
+def _cells(rng: np.random.Generator, row_count: int, col_count: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of random cells, uint16 or uint32[count], in the order of a blocked file."""
+    from mfpar.ratings.ordering import spread  # here: nobody else needs DuckDB
+
+    cells = np.sort(rng.integers(0, row_count * col_count, count))
+    rows, cols = np.divmod(cells, col_count)
+    order = spread(rows, cols)
+    kinds = [np.uint16 if side < 2**16 else np.uint32 for side in (row_count, col_count)]
+    return rows[order].astype(kinds[0]), cols[order].astype(kinds[1])
+
+
+def update_rate(
+    sample: Sample, model: ModelConfig, loss: Loss, train: TrainConfig, workers: int = 1, seconds: float = SECONDS
+) -> float:
+    """Updates a second of each of so many workers that run at a time, with the kernel of these settings. Local.
+
+    Parameters
+    ----------
+    model, train : resolved
+    workers : threads; more than there are cores measure nothing
+    """
+    layout = Layout.of(model, train)
+    objective = Objective.of(model, loss, sample.header, "the ratings that kernels are tried on")
+    kernel = updating(kind_of(objective, layout, train, sample.strip))
+    rate = train.lr if isinstance(train.lr, float | int) else loss.rates[train.optimizer]
+    knobs = objective.knobs(rate, rate, rate)
+    passes = [_pass_of(kernel, sample, layout, train.seed, knobs) for _ in range(workers)]
+    times: list[list[float]] = [[] for _ in passes]
+    until = time.perf_counter() + seconds
+
+    def work(one: Callable[[], None], taken: list[float]) -> None:
+        one()
+        while time.perf_counter() < until or not taken:
+            started = time.perf_counter()
+            one()
+            taken.append(time.perf_counter() - started)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(passes, times, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    side = len(sample.rows)
+    ratings = int((sample.strip.offsets[:, -1] - sample.strip.offsets[:, 0]).sum())
+    taken = statistics.mean(statistics.median(of_one) for of_one in times)
+    return ratings / max(taken - side**2 * VISIT, taken / 2)
+
+
+def _pass_of(kernel: Callable[..., None], sample: Sample, layout: Layout, seed: int, knobs: Any) -> Callable[[], None]:
+    """A call that visits all blocks of a sample once, in the order of an epoch, on tables of its own."""
+    side = len(sample.rows)
+    tables = []
+    for name, sizes in (("rows", sample.rows), ("cols", sample.cols)):
+        slots = Slots([layout.floats(int(size)) for size in sizes])
+        for block, size in enumerate(sizes):
+            start_block(slots[block], layout, np.arange(size) + block, seed, name)
+        tables.append(slots)
+    p_slots, q_slots = tables
+    board = np.zeros((side + 2, WIDTH), np.int32)
+    board[:side, SLOT] = np.arange(side)
+    clocks, marks, sums = np.zeros((side, CLOCKS), np.int64), np.zeros((side, 0, 3), np.int64), np.zeros((side, SUMS))
+    turns = Turns(0, side, 0, side, 0, ring(side, seed, 1), board, q_slots.starts, clocks, marks)
+    p_side, q_side = (p_slots.buffer, p_slots.starts, sample.rows + 1), (q_slots.buffer, sample.cols + 1)
+
+    def visit() -> None:
+        board[:side, DONE] = 0
+        kernel(turns, *arrays_of(sample.strip), *p_side, *q_side, knobs, np.uint64(1), sums)
+
+    return visit
+
+
+def disk_rate(path: Path) -> float:
+    """Bytes a second at which a part of a file is read that no memory has kept. Local.
+
+    Raises
+    ------
+    StorageError
+        It can't be read.
+    """
+    with storage_errors(path), path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, READ, os.POSIX_FADV_DONTNEED)
+        buffer = bytearray(READ)
+        started = time.perf_counter()
+        count = file.readinto(buffer) or 0
+    return count / max(time.perf_counter() - started, 1e-9)
+
+
+def network_of(comm: Communicator) -> Network | None:
+    """What lies between the first two nodes of a communicator; None where there is only one. Collective."""
+    leaders = sorted(set(comm.leaders))
+    if len(leaders) == 1:
+        return None
+    pair = leaders[:2]
+    taken = [0.0, 0.0]
+    comm.gather(None)
+    if comm.rank in pair:
+        peer = pair[1 - pair.index(comm.rank)]
+        for at, size in enumerate((4, MESSAGE)):
+            taken[at] = min(_there_and_back(comm, peer, comm.rank == pair[0], size) for _ in range(TIMES)) / 2
+    small, large = comm.gather(taken)[pair[0]]
+    return Network((MESSAGE - 4) / max(large - small, 1e-9), small)
+
+
+def _there_and_back(comm: Communicator, peer: int, begins: bool, size: int) -> float:
+    """Seconds of a message to another rank and its answer."""
+    sent, received = (np.zeros(-(-size // 4), np.float32) for _ in range(2))
+    started = time.perf_counter()
+    for sends in (begins, not begins):
+        message = Message(sent if sends else received, peer, 0)
+        pending = comm.start([message] if sends else [], [] if sends else [message])
+        while not pending.arrived() and time.perf_counter() < started + IMPATIENCE:
+            pass  # without the naps of `wait`, which are longer than what is measured
+        pending.wait()
+    return time.perf_counter() - started
