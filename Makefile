@@ -15,7 +15,7 @@ OTHERS := $(VENV)-peers
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint bench bench-kernels bench-epoch bench-scaling bench-peers bench-data-parallel \
-	bench-convert bench-accuracy bench-ranking clean
+	bench-convert bench-accuracy bench-ranking bench-scaling-model clean
 # Benchmarks that share the machine measure each other.
 .NOTPARALLEL:
 
@@ -88,6 +88,9 @@ endif
 
 bench-data-parallel: $(INSTALLED) ## model parallelism beside averaging copies of Q: epochs, seconds, bytes, memory
 	$(BIN)/python bench/data_parallel.py $(PARALLEL)
+
+bench-scaling-model: $(INSTALLED) ## a model of more ranks than there are here, to 4,096 (4 minutes)
+	$(BIN)/python bench/simulate.py $(SIMULATE)
 
 bench-convert: $(INSTALLED) ## a large CSV to a blocked file under a bound of memory
 	$(BIN)/python bench/convert.py

@@ -100,6 +100,29 @@ def test_averaging_on_one_rank_is_mfpar(bench, tmp_path):
     assert ours["bytes"] == theirs["bytes"] == 0
 
 
+def test_a_model_of_more_ranks_than_there_are(bench, monkeypatch):
+    simulate, matrix, cluster = bench("simulate"), bench("matrix"), bench("mfpar.planning.cluster")
+    monkeypatch.setattr(simulate, "MATRICES", {"small": matrix.Shape(4000, 3000, 200_000)})
+    network = cluster.Network(1e9, 1e-5)
+    args = bench("argparse").Namespace(
+        factors=8, skew=0.2, seconds=0.0, network=network, per_node=2, write=1e6, every=9.0
+    )
+    args.ranks = [1, 4, 16]
+    model = simulate.Bench(args)
+    assert model.grids(simulate.MATRICES["small"], 16) == [16, 32, 64]
+    rows = simulate.growth(model)
+    assert [(row["ranks"], row["nodes"]) for row in rows] == [(1, 1), (4, 2), (16, 8)]
+    assert rows[0]["GB sent an epoch"] == 0 < rows[1]["GB sent an epoch"] < rows[2]["GB sent an epoch"]
+    assert rows[1]["times one rank"] == pytest.approx(rows[0]["s an epoch"] / rows[1]["s an epoch"])
+    (worth,) = simulate.worth(rows)
+    assert worth["its s an epoch"] == min(row["s an epoch"] for row in rows)
+    (cost,) = simulate.checkpoints(model, rows)
+    assert cost["s a checkpoint"] == pytest.approx(7000 * 9 * 4 / 8 / 1e6, rel=0.01)  # k + 1 floats, 8 nodes
+    cut, uneven = simulate.cuts(model, 4), simulate.troubles(model, "small", 4)
+    assert uneven[0]["of an even one"] == 1 < uneven[3]["of an even one"]
+    assert len(simulate.panels_of(rows, cut, uneven)) == 4
+
+
 def test_a_report_is_a_table_a_description_and_a_picture(bench, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     report, picture = bench("report"), bench("picture")

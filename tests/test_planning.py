@@ -37,7 +37,9 @@ def job_of(counts, seed=0, columns=9, **further) -> Job:
     """A job with these ratings in its blocks."""
     counts = np.array(counts)
     size = len(counts)
-    return Job(np.full(size, 10), np.full(size, columns), {"train": counts}, LAYOUT, seed, 8, **further)
+    return Job(
+        np.full(size, 10), np.full(size, columns), {"train": counts}, LAYOUT, seed, 8, int(counts.sum()), **further
+    )
 
 
 def even(size, ratings=1000) -> Job:
@@ -258,8 +260,8 @@ def test_kernels_are_tried_on_a_description(loss, optimizer):
     train = TrainConfig(optimizer=optimizer).resolved(found)
     job = Job.of_shape((400, 300), 9000, model, train, grid=4)
     sample = calibration.Sample.of_job(job, found, 3)
-    assert sample.strip.offsets.shape == (3, 4)
-    assert len(sample.strip.values) == 9 * -(-9000 // 16)
+    assert sample.strip.offsets.shape == (3, 5)
+    assert len(sample.strip.values) == 12 * -(-9000 // 16)
     rate = calibration.update_rate(sample, model, found, train, workers=2, seconds=0.0)
     assert 0 < rate < math.inf
 
@@ -269,10 +271,12 @@ def test_kernels_are_tried_on_a_file(tmp_path):
     model, loss = ModelConfig(factors=8).resolved()
     train = TrainConfig().resolved(loss)
     with BlockedFile(planted.path) as file:
-        sample = calibration.Sample.of_file(file, 3)
+        sample = calibration.Sample.of_file(file, file.grid.size)
         counts = file.counts()
-    assert np.diff(sample.strip.offsets).tolist() == counts[:3, :3].tolist()
-    assert 0 < calibration.update_rate(sample, model, loss, train, seconds=0.0) < math.inf
+    assert np.diff(sample.strip.offsets).tolist() == counts.tolist()
+    for fewer in (sample, sample.of_fewer(3), sample.of_fewer(1)):
+        assert 0 < calibration.update_rate(fewer, model, loss, train, seconds=0.0) < math.inf
+    assert np.diff(sample.of_fewer(3).strip.offsets).tolist() == counts[:3].tolist()
     assert calibration.disk_rate(planted.path) > 0
 
 
@@ -359,7 +363,7 @@ def said(capsys, *arguments, code=0) -> str:
 def test_plan_of_a_description(capsys):
     lines = said(capsys, *DESCRIBED, "--ranks", "4,1,2", "--memory", "1G", "--network", "100Gb,2us").splitlines()
     notes = [line for line in lines if line.startswith("# ")]
-    assert notes[0].startswith("# 10,000,384 ratings of 100,000 × 10,000, grid 32, 32 factors + biases")
+    assert notes[0].startswith("# 10,000,000 ratings of 100,000 × 10,000, grid 32, 32 factors + biases")
     assert "network 100 Gb/s, 2 µs (given); disk 500 MB/s (assumed)" in notes[2]
     assert notes[3] == "# fewest ranks within the memory: 1"
     head, *rows = [line.split("\t") for line in lines[len(notes) :]]
@@ -380,7 +384,7 @@ def test_plan_of_a_file(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(calibration, "SECONDS", 0.0)
     path = plant(tmp_path / "ratings.h5").path
     lines = said(capsys, "plan", path, "--factors", "8", "--ranks-per-node", "2", "--no-biases").splitlines()
-    assert "(measured, " in lines[1]
+    assert "M updates/s of a thread (measured), 1 a rank, 2 ranks a node" in lines[1]
     assert "(measured)" in lines[2]
     with BlockedFile(path) as file:
         assert lines[0].startswith(f"# {file.header.ratings:,} ratings of {file.header.rows:,} × ")
@@ -391,6 +395,12 @@ def test_plan_of_a_file(tmp_path, capsys, monkeypatch):
     found = json.loads(said(capsys, "plan", path, "--config", tmp_path / "given.toml", "--rate", "1e8", "--json"))
     layout = Layout(40, True, 1)
     assert found["plan"][0]["rows"] == sum(4 * layout.floats(int(size)) for size in file.grid.row_sizes)
+
+
+def test_plan_under_a_launcher_speaks_once(run_cli):
+    done = run_cli(*DESCRIBED, "--ranks", "1,2", "--json", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert [line["ranks"] for line in json.loads(done.stdout)["plan"]] == [1, 2]
 
 
 @pytest.mark.parametrize(

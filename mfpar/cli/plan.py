@@ -1,11 +1,11 @@
 """`mfpar plan`: what a run will take, in memory, traffic and time, before it is started."""
 
 import argparse
+import contextlib
 import json
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mfpar.cli import quantities
 from mfpar.cli.options import add_settings, read_config, settings_of, size
@@ -14,8 +14,7 @@ from mfpar.errors import ConfigError
 from mfpar.parallel import launch
 
 if TYPE_CHECKING:
-    from mfpar.planning.cluster import Cluster, Network
-    from mfpar.planning.job import Job
+    from mfpar.planning.cluster import Network
     from mfpar.planning.plan import Line, Plan
 
 OF_RUN = ("optimizer", "threads", "seed")  # settings of a run that a plan depends on
@@ -87,33 +86,34 @@ def run(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace, network: "Network | None") -> tuple["Plan", list[str]]:
     """The plan, and in words what it rests on."""
     from mfpar.blockfile import BlockedFile
+    from mfpar.planning import calibration
     from mfpar.planning.cluster import DISK, ETHERNET, Cluster
     from mfpar.planning.job import Job
-    from mfpar.planning.plan import make_plan
+    from mfpar.planning.plan import make_plan, possible_ranks
 
     config = read_config(args.config)
     model, loss = settings_of(args, ModelConfig, config["model"]).resolved()
     train = settings_of(args, TrainConfig, config["train"]).resolved(loss)
-    least = min(args.ranks or [1]) * train.threads
-    together = min(len(os.sched_getaffinity(0)), train.threads * args.ranks_per_node)
-    file = _source(args)
-    if file:
-        with BlockedFile(file) as opened:
+    file, threads, per_node = _source(args), train.threads, args.ranks_per_node
+    with BlockedFile(file) if file else contextlib.nullcontext() as opened:
+        if opened:
             job = Job.of_file(opened, model, train)
-            rate = args.rate or _measured(job, opened, (model, loss, train), least, together)
-    else:
-        workers = max(args.ranks or [1]) * train.threads
-        job = Job.of_shape(args.shape, args.nnz, model, train, args.grid, args.skew, workers)
-        rate = args.rate or _measured(job, None, (model, loss, train), least, together)
-    disk = args.disk or (_disk(file) if file else DISK)
-    cluster = Cluster(rate, network or ETHERNET, disk, train.threads, args.ranks_per_node)
-    plan = make_plan(job, cluster, args.ranks, memory=args.memory, spill=args.spill)
+        else:
+            workers = max(args.ranks or [1]) * threads
+            job = Job.of_shape(args.shape, args.nnz, model, train, args.grid, args.skew, workers)
+        disk = args.disk or (calibration.disk_rate(file) if file else DISK)
+        cluster = Cluster(args.rate or 1.0, network or ETHERNET, disk, threads, per_node)
+        ranks = possible_ranks(job, cluster, args.ranks)
+        rates = dict.fromkeys(ranks, args.rate)
+        if args.rate is None:
+            rates = calibration.rates_by_ranks(job, opened, model, loss, train, cluster, ranks)
+    plan = make_plan(job, cluster, ranks, memory=args.memory, spill=args.spill, rates=rates)
     by = {
-        "rate": "given" if args.rate else f"measured, {together} at a time",
+        "rate": "given" if args.rate else "measured",
         "network": "given" if args.network else "measured" if network else "assumed",
         "disk": "given" if args.disk else "measured" if file else "assumed",
     }
-    return plan, _notes(job, cluster, by)
+    return plan, _notes(plan, by)
 
 
 def _source(args: argparse.Namespace) -> Path | None:
@@ -135,33 +135,19 @@ def _source(args: argparse.Namespace) -> Path | None:
     return None
 
 
-def _measured(job: "Job", opened: Any, settings: tuple[Any, Any, Any], least: int, together: int) -> float:
-    """Updates a second, on the file's ratings or on some like those described."""
-    from mfpar.planning import calibration
-
-    blocks = job.size // least
-    sample = (
-        calibration.Sample.of_file(opened, blocks) if opened else calibration.Sample.of_job(job, settings[1], blocks)
-    )
-    return calibration.update_rate(sample, *settings, workers=together)
-
-
-def _disk(path: Path) -> float:
-    from mfpar.planning import calibration
-
-    return calibration.disk_rate(path)
-
-
-def _notes(job: "Job", cluster: "Cluster", by: dict[str, str]) -> list[str]:
+def _notes(plan: "Plan", by: dict[str, str]) -> list[str]:
     """What a plan rests on, a line for each thing."""
-    rows, cols, ratings = int(job.rows.sum()), int(job.cols.sum()), int(job.strips.sum())
+    job, cluster = plan.job, plan.cluster
+    rates = sorted({f"{line.rate / 1e6:.3g}": line.rate for line in plan.lines}.items(), key=lambda pair: pair[1])
+    shown = rates[0][0] if len(rates) == 1 else f"{rates[0][0]} to {rates[-1][0]}"
+    rows, cols = int(job.rows.sum()), int(job.cols.sum())
     bits, latency = cluster.network.bandwidth * 8 / 1e9, cluster.network.latency * 1e6
     model = f"{job.layout.factors} factors{' + biases' * job.layout.biases}"
     workers = f"{cluster.threads} a rank, {cluster.ranks_per_node} ranks a node"
     disk = f"disk {cluster.disk / 1e6:.4g} MB/s ({by['disk']})"
     return [
-        f"{ratings:,} ratings of {rows:,} × {cols:,}, grid {job.size}, {model}",
-        f"{cluster.rate / 1e6:.4g} M updates/s of a thread ({by['rate']}), {workers}",
+        f"{job.ratings:,} ratings of {rows:,} × {cols:,}, grid {job.size}, {model}",
+        f"{shown} M updates/s of a thread ({by['rate']}), {workers}",
         f"network {bits:.3g} Gb/s, {latency:.3g} µs ({by['network']}); {disk}",
     ]
 
@@ -185,6 +171,7 @@ def _columns(line: "Line") -> dict[str, int | float | str]:
         "runtime": needs.runtime,
         "streams": line.streams,
         "sent": line.sent,
+        "M updates/s": line.rate / 1e6,
         "balance": line.epoch.balance,
         "s/epoch": line.epoch.seconds,
         "efficiency": line.epoch.efficiency,

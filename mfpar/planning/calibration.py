@@ -1,10 +1,11 @@
 """What this machine can do, measured in a moment: updates a second, bytes a second from disk and to another node."""
 
+import math
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,13 @@ from mfpar.engine.steps import arrays_of, kind_of, updating
 from mfpar.kernels import CLOCKS, DONE, SLOT, SUMS, WIDTH, Turns
 from mfpar.losses import Loss
 from mfpar.parallel.comm import Communicator, Message
-from mfpar.planning.cluster import VISIT, Network
+from mfpar.planning.cluster import VISIT, Cluster, Network
 from mfpar.planning.job import Job
 from mfpar.schedule import ring
 from mfpar.shards import Layout, Slots, start_block
 
-SECONDS = 2.0  # of a measurement
-SIDE = 16  # blocks a side of the ratings that kernels are tried on, at most
-RATINGS = 1 << 22  # of them, at most, where they are made up
+SECONDS = 2.0  # of all measurements of a plan
+RATINGS = 1 << 22  # that kernels are tried on, about, where they are made up; of a file four times as many
 ROOM = 1 << 27  # bytes of P, and of Q, at most, where they are made up
 READ = 1 << 26  # bytes that are read to measure a disk
 MESSAGE = 1 << 23  # bytes of a large message
@@ -36,14 +36,16 @@ IMPATIENCE = 0.5  # seconds, after which a message is no longer watched without 
 
 @dataclass(frozen=True)
 class Sample:
-    """Ratings to try kernels on: a square of blocks, and what is known of all.
+    """Ratings to try kernels on: what a worker visits in some steps, and what is known of all.
 
     Attributes
     ----------
     strip : Strip
         Of as many row-blocks as `rows` and column-blocks as `cols` has.
-    rows, cols : int64[n]
-        Rows and columns of each block.
+    rows : int64[n]
+        Rows of each row-block.
+    cols : int64[C]
+        Columns of each column-block, n ≤ C.
     header : Header
     """
 
@@ -53,23 +55,27 @@ class Sample:
     header: Header
 
     @classmethod
-    def of_file(cls, file: BlockedFile, worker_blocks: int) -> "Sample":
-        """The first blocks of a file: as many a side as a worker has row-blocks, so that caches fare alike."""
-        side = min(file.grid.size, SIDE, max(2, worker_blocks))
-        strip = file.strip("train", 0, side)
-        offsets = np.ascontiguousarray(strip.offsets[:, : side + 1])
-        inside = Strip(offsets, strip.rows, strip.cols, strip.values, strip.weights)
-        return cls(inside, file.grid.row_sizes[:side], file.grid.col_sizes[:side], file.header)
+    def of_file(cls, file: BlockedFile, held: int) -> "Sample":
+        """The first row-blocks of a file, `held` of them if those have not too many ratings."""
+        ends = np.cumsum(file.counts().sum(axis=1))
+        held = max(1, min(held, int(np.searchsorted(ends, 4 * RATINGS, side="right"))))
+        return cls(file.strip("train", 0, held), file.grid.row_sizes[:held], file.grid.col_sizes, file.header)
 
     @classmethod
-    def of_job(cls, job: Job, loss: Loss, worker_blocks: int) -> "Sample":
-        """Random cells and ratings in blocks like those of a description; fewer, or smaller, where they are large."""
-        side = min(job.size, SIDE, max(2, worker_blocks))
-        most = ROOM // (4 * side * job.layout.floats(1))
-        row_count, col_count = (int(min(sizes.max(), most)) for sizes in (job.rows, job.cols))
-        each = int(min(job.counts["train"].max(), RATINGS // side**2, row_count * col_count))
+    def of_job(cls, job: Job, loss: Loss, held: int) -> "Sample":
+        """Random cells and ratings like those of a description; fewer row-blocks, or smaller blocks, if they are large.
+
+        As many column-blocks as make enough ratings: a worker meets ever new ones, which are in no cache.
+        """
+        row_bytes = 4 * job.layout.floats(1023) // 1024
+        row_count, col_count = (int(min(sizes.max(), ROOM // row_bytes)) for sizes in (job.rows, job.cols))
+        each = int(min(job.counts["train"].max(), row_count * col_count))
+        held = max(1, min(held, ROOM // (row_bytes * row_count), math.isqrt(RATINGS // each)))
+        met = min(ROOM // (row_bytes * col_count), RATINGS // (held * each))
+        met = min(job.size, max(held, met))
+        each = min(each, max(1, RATINGS // (held * met)))
         rng = np.random.default_rng(job.seed)
-        blocks = [_cells(rng, row_count, col_count, each) for _ in range(side**2)]
+        blocks = [_cells(rng, row_count, col_count, each) for _ in range(held * met)]
         rows, cols = (np.concatenate([block[axis] for block in blocks]) for axis in (0, 1))
         total = len(rows)
         if loss.pairs:
@@ -78,14 +84,20 @@ class Sample:
             values = rng.normal(size=total)
         else:
             values = rng.integers(0, 2, total).astype(np.float64)
-        offsets = np.arange(side)[:, None] * side * each + np.arange(side + 1) * each
+        offsets = (np.arange(held)[:, None] * met + np.arange(met + 1)) * each
         strip = Strip(offsets, rows, cols, values.astype(np.float32))
         header = Header(
-            rows=int(job.rows.sum()), cols=int(job.cols.sum()), ratings=max(total, int(job.counts["train"].sum())),
+            rows=int(job.rows.sum()), cols=int(job.cols.sum()), ratings=max(total, job.ratings),
             test_ratings=0, test_unknown=0, duplicates=0, seed=job.seed, streams=1, mean=float(values.mean()),
             deviation=float(values.std()), minimum=float(values.min()), maximum=float(values.max()),
         )  # fmt: skip
-        return cls(strip, np.full(side, row_count), np.full(side, col_count), header)
+        return cls(strip, np.full(held, row_count), np.full(met, col_count), header)
+
+    def of_fewer(self, held: int) -> "Sample":
+        """The first row-blocks alone, at most so many."""
+        strip = self.strip
+        inside = Strip(strip.offsets[:held], strip.rows, strip.cols, strip.values, strip.weights)
+        return Sample(inside, self.rows[:held], self.cols, self.header)
 
 
 def _cells(rng: np.random.Generator, row_count: int, col_count: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,15 +142,50 @@ def update_rate(
         thread.start()
     for thread in threads:
         thread.join()
-    side = len(sample.rows)
-    ratings = int((sample.strip.offsets[:, -1] - sample.strip.offsets[:, 0]).sum())
     taken = statistics.mean(statistics.median(of_one) for of_one in times)
-    return ratings / max(taken - side**2 * VISIT, taken / 2)
+    order, steps = _course(sample, train.seed)
+    met = order[(np.arange(len(sample.rows)) + np.arange(steps)[:, None]) % len(order)]
+    ratings = int(np.diff(sample.strip.offsets)[np.arange(len(sample.rows)), met].sum())
+    return float(max(ratings, 1) / max(taken - met.size * VISIT, taken / 2))
+
+
+def rates_by_ranks(
+    job: Job,
+    file: BlockedFile | None,
+    model: ModelConfig,
+    loss: Loss,
+    train: TrainConfig,
+    cluster: Cluster,
+    ranks: Collection[int],
+) -> dict[int, float]:
+    """Updates a second of a worker on each number of ranks, whose share of the matrix and of the caches differs. Local.
+
+    Parameters
+    ----------
+    file : of the job, if there is one
+    model, train : resolved
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    held = {count: -(-job.size // (count * cluster.threads)) for count in ranks}
+    most = max(held.values())
+    sample = Sample.of_file(file, most) if file else Sample.of_job(job, loss, most)
+    together = {count: min(cores, cluster.threads * min(cluster.ranks_per_node, count)) for count in ranks}
+    return {
+        count: update_rate(sample.of_fewer(held[count]), model, loss, train, together[count], SECONDS / len(held))
+        for count in ranks
+    }
+
+
+def _course(sample: Sample, seed: int) -> tuple[np.ndarray, int]:
+    """The order of a sample's column-blocks, and how many steps can be made before others would have to make some."""
+    held, met = len(sample.rows), len(sample.cols)
+    return ring(met, seed, 1), met if held == met else met - held + 1
 
 
 def _pass_of(kernel: Callable[..., None], sample: Sample, layout: Layout, seed: int, knobs: Any) -> Callable[[], None]:
-    """A call that visits all blocks of a sample once, in the order of an epoch, on tables of its own."""
-    side = len(sample.rows)
+    """A call that goes through the steps of a sample once, on tables of its own."""
+    held, met = len(sample.rows), len(sample.cols)
+    order, steps = _course(sample, seed)
     tables = []
     for name, sizes in (("rows", sample.rows), ("cols", sample.cols)):
         slots = Slots([layout.floats(int(size)) for size in sizes])
@@ -146,14 +193,16 @@ def _pass_of(kernel: Callable[..., None], sample: Sample, layout: Layout, seed: 
             start_block(slots[block], layout, np.arange(size) + block, seed, name)
         tables.append(slots)
     p_slots, q_slots = tables
-    board = np.zeros((side + 2, WIDTH), np.int32)
-    board[:side, SLOT] = np.arange(side)
-    clocks, marks, sums = np.zeros((side, CLOCKS), np.int64), np.zeros((side, 0, 3), np.int64), np.zeros((side, SUMS))
-    turns = Turns(0, side, 0, side, 0, ring(side, seed, 1), board, q_slots.starts, clocks, marks)
+    board = np.zeros((met + 2, WIDTH), np.int32)
+    board[:met, SLOT] = np.arange(met)
+    # What other workers would have done: a block comes to the last row-block after a visit in each step before.
+    before = np.maximum(0, np.arange(met) - (held - 1)) if held < met else np.zeros(met, np.int64)
+    clocks, marks, sums = np.zeros((held, CLOCKS), np.int64), np.zeros((held, 0, 3), np.int64), np.zeros((held, SUMS))
+    turns = Turns(0, held, 0, steps, 0, order, board, q_slots.starts, clocks, marks)
     p_side, q_side = (p_slots.buffer, p_slots.starts, sample.rows + 1), (q_slots.buffer, sample.cols + 1)
 
     def visit() -> None:
-        board[:side, DONE] = 0
+        board[order, DONE] = before
         kernel(turns, *arrays_of(sample.strip), *p_side, *q_side, knobs, np.uint64(1), sums)
 
     return visit

@@ -9,6 +9,7 @@ from mfpar.grid import span
 from mfpar.parallel.mpi import PATIENCE
 
 VISIT = 0.12e-6  # seconds of a visit beside its ratings (docs/performance.md)
+LOOK = PATIENCE  # seconds until a node notices that a block may leave, has left or has come: it looks so often
 BETWEEN = 0.45e-3  # seconds of Python between two epochs, on each rank (docs/performance.md)
 READING = 60e6  # bytes a second at which a rank reads the sums that others have sent it as text
 
@@ -71,7 +72,7 @@ class Cluster:
     visit : float
         Seconds that a visit takes beside its ratings.
     look : float
-        Seconds, on average, until a node notices that a block may leave or has come: half the time between two looks.
+        Seconds until a node notices that a block may leave, has left or has come.
     room : int
         Blocks that may be on their way to a node before one has left it.
     trouble : Trouble
@@ -83,7 +84,7 @@ class Cluster:
     threads: int = 1
     ranks_per_node: int = 1
     visit: float = VISIT
-    look: float = PATIENCE / 2
+    look: float = LOOK
     room: int = COMING_IN
     trouble: Trouble = field(default_factory=Trouble)
 

@@ -32,6 +32,8 @@ class Job:
         Of the order of column-blocks.
     rating_bytes : int
         Of a rating, in memory and in the file.
+    ratings : int
+        Of training, in all.
     evaluated : bool
         Held-out ratings are measured after each epoch, for which column-blocks go home.
     skew : float
@@ -44,6 +46,7 @@ class Job:
     layout: Layout
     seed: int
     rating_bytes: int
+    ratings: int
     evaluated: bool = False
     skew: float = 0.0
 
@@ -59,6 +62,7 @@ class Job:
             layout=Layout.of(model, train),
             seed=train.seed,
             rating_bytes=_rating_bytes(rows, cols, file.header.weighted),
+            ratings=file.header.ratings,
             evaluated=len(parts) > 1 or train.validates,
         )
 
@@ -98,7 +102,8 @@ class Job:
         # One number seen as a table: a grid of 16,384 would fill 2 GB.
         counts = np.broadcast_to(np.int64(-(-ratings // size**2)), (size, size))
         layout = Layout.of(model, train)
-        return cls(rows, cols, {"train": counts}, layout, train.seed, _rating_bytes(rows, cols, False), skew=skew)
+        rating_bytes = _rating_bytes(rows, cols, False)
+        return cls(rows, cols, {"train": counts}, layout, train.seed, rating_bytes, ratings, skew=skew)
 
     @property
     def size(self) -> int:

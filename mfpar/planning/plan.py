@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ class Line:
     epoch : Epoch
     read : int
         Bytes that a rank reads from the disk in an epoch, at most.
+    rate : float
+        Updates a second of a worker.
     """
 
     ranks: int
@@ -44,6 +47,7 @@ class Line:
     sent: int
     epoch: Epoch
     read: int
+    rate: float
 
     @property
     def streams(self) -> str:
@@ -66,6 +70,7 @@ class Line:
             "fits": self.fits,
             "bytes_sent": self.sent,
             "bytes_read": self.read,
+            "updates_per_second": self.rate,
             "balance": self.epoch.balance,
             "seconds": self.epoch.seconds,
             "seconds_exchange": self.epoch.exchange,
@@ -97,10 +102,10 @@ class Plan:
         job = self.job
         return {
             "shape": [int(job.rows.sum()), int(job.cols.sum())],
-            "nnz": int(job.strips.sum()),
+            "nnz": job.ratings,
             "grid": job.size,
             "rating_bytes": job.rating_bytes,
-            "cluster": dataclasses.asdict(self.cluster),
+            "cluster": {name: value for name, value in dataclasses.asdict(self.cluster).items() if name != "rate"},
             "fewest_ranks": self.fewest,
             "plan": [line.as_dict() for line in self.lines],
         }
@@ -112,8 +117,29 @@ def usual_ranks(size: int, cluster: Cluster) -> list[int]:
     return [1 << power for power in range(most.bit_length())]
 
 
+def possible_ranks(job: Job, cluster: Cluster, ranks: Collection[int] | None) -> list[int]:
+    """Numbers of ranks in ascending order; `usual_ranks` for None.
+
+    Raises
+    ------
+    ConfigError
+        There are none, or more than row-blocks.
+    """
+    found = sorted(set(ranks or usual_ranks(job.size, cluster)))
+    if found[0] < 1:
+        raise ConfigError(f"{found[0]} ranks: expected at least 1")
+    require_places(job.size, found[-1])
+    return found
+
+
 def make_plan(
-    job: Job, cluster: Cluster, ranks: list[int] | None = None, *, memory: int | None = None, spill: bool = False
+    job: Job,
+    cluster: Cluster,
+    ranks: Collection[int] | None = None,
+    *,
+    memory: int | None = None,
+    spill: bool = False,
+    rates: Mapping[int, float] | None = None,
 ) -> Plan:
     """Plan a job on each number of ranks (`usual_ranks` by default).
 
@@ -122,18 +148,19 @@ def make_plan(
     memory : bytes that a rank may have
     spill : bool
         P may be kept on the disk.
+    rates : by number of ranks
+        Updates a second of a worker, where that depends on it; None: the cluster's.
 
     Raises
     ------
     ConfigError
         There are more ranks than row-blocks, or no number of ranks is enough for `memory`.
     """
-    ranks = sorted(set(ranks or usual_ranks(job.size, cluster)))
-    if ranks[0] < 1:
-        raise ConfigError(f"{ranks[0]} ranks: expected at least 1")
-    require_places(job.size, ranks[-1])
+    ranks = possible_ranks(job, cluster, ranks)
     fewest = None if memory is None else fewest_ranks(job, cluster, memory, spill)
-    return Plan([_line(job, cluster, count, memory, spill) for count in ranks], fewest, job, cluster)
+    rates = rates or dict.fromkeys(ranks, cluster.rate)
+    clusters = {count: dataclasses.replace(cluster, rate=rates[count]) for count in ranks}
+    return Plan([_line(job, clusters[count], count, memory, spill) for count in ranks], fewest, job, cluster)
 
 
 def _line(job: Job, cluster: Cluster, ranks: int, memory: int | None, spill: bool) -> Line:
@@ -146,6 +173,7 @@ def _line(job: Job, cluster: Cluster, ranks: int, memory: int | None, spill: boo
         sent=sent_in_epoch(job, ranks, cluster, EPOCH),
         epoch=simulate(job, ranks, cluster, EPOCH, streamed=needs.streamed),
         read=_most_ratings(job, ranks) * job.rating_bytes if needs.streamed else 0,
+        rate=cluster.rate,
     )
 
 
