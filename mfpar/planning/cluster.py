@@ -11,7 +11,7 @@ from mfpar.parallel.mpi import PATIENCE
 VISIT = 0.12e-6  # seconds of a visit beside its ratings (docs/performance.md)
 LOOK = PATIENCE  # seconds until a node notices that a block may leave, has left or has come: it looks so often
 BETWEEN = 0.45e-3  # seconds of Python between two epochs, on each rank (docs/performance.md)
-READING = 60e6  # bytes a second at which a rank reads the sums that others have sent it as text
+READING = 80e6  # bytes a second at which a rank reads the sums that others have sent it as text (measured once)
 
 
 @dataclass(frozen=True)
