@@ -221,7 +221,7 @@ def both(bench: Bench, file: Path, ranks: int, per_node: int) -> tuple[float, fl
     factors, settings = bench.args.factors, {"epochs": 8}
     with BlockedFile(file) as opened:
         job = Job.of_file(opened, bench.model, bench.train)
-        sample = calibration.Sample.of_file(opened, -(-job.size // ranks))
+        sample = calibration.Sample.of_file(opened, -(-job.size // ranks), job.layout)
     workers = min(ranks, cores())
     updates = calibration.update_rate(sample, bench.model, bench.loss, bench.train, workers, bench.args.seconds)
     epoch = simulate(job, ranks, Cluster(updates, PRETENDED, ranks_per_node=per_node))

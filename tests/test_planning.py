@@ -266,15 +266,19 @@ def test_kernels_are_tried_on_a_description(loss, optimizer):
     assert 0 < rate < math.inf
 
 
-def test_kernels_are_tried_on_a_file(tmp_path):
+def test_kernels_are_tried_on_a_file(tmp_path, monkeypatch):
     planted = plant(tmp_path / "ratings.h5")
     model, loss = ModelConfig(factors=8).resolved()
     train = TrainConfig().resolved(loss)
     with BlockedFile(planted.path) as file:
-        sample = calibration.Sample.of_file(file, file.grid.size)
+        layout = Layout.of(model, train)
+        sample = calibration.Sample.of_file(file, file.grid.size, layout)
         counts = file.counts()
+        monkeypatch.setattr(calibration, "ROOM", 4 * sum(layout.floats(int(size)) for size in file.grid.col_sizes[:5]))
+        narrow = calibration.Sample.of_file(file, 2, layout)
+    assert np.diff(narrow.strip.offsets).tolist() == counts[:2, :5].tolist()
     assert np.diff(sample.strip.offsets).tolist() == counts.tolist()
-    for fewer in (sample, sample.of_fewer(3), sample.of_fewer(1)):
+    for fewer in (narrow, sample, sample.of_fewer(3), sample.of_fewer(1)):
         assert 0 < calibration.update_rate(fewer, model, loss, train, seconds=0.0) < math.inf
     assert np.diff(sample.of_fewer(3).strip.offsets).tolist() == counts[:3].tolist()
     assert calibration.disk_rate(planted.path) > 0

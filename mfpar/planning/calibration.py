@@ -1,5 +1,6 @@
 """What this machine can do, measured in a moment: updates a second, bytes a second from disk and to another node."""
 
+import dataclasses
 import math
 import os
 import statistics
@@ -27,7 +28,7 @@ from mfpar.shards import Layout, Slots, start_block
 
 SECONDS = 2.0  # of all measurements of a plan
 RATINGS = 1 << 22  # that kernels are tried on, about, where they are made up; of a file four times as many
-ROOM = 1 << 27  # bytes of P, and of Q, at most, where they are made up
+ROOM = 1 << 27  # bytes of P, and of Q, at most
 READ = 1 << 26  # bytes that are read to measure a disk
 MESSAGE = 1 << 23  # bytes of a large message
 TIMES = 10  # that one is sent
@@ -55,11 +56,15 @@ class Sample:
     header: Header
 
     @classmethod
-    def of_file(cls, file: BlockedFile, held: int) -> "Sample":
-        """The first row-blocks of a file, `held` of them if those have not too many ratings."""
-        ends = np.cumsum(file.counts().sum(axis=1))
-        held = max(1, min(held, int(np.searchsorted(ends, 4 * RATINGS, side="right"))))
-        return cls(file.strip("train", 0, held), file.grid.row_sizes[:held], file.grid.col_sizes, file.header)
+    def of_file(cls, file: BlockedFile, held: int, layout: Layout) -> "Sample":
+        """The first blocks of a file: of `held` row-blocks, fewer if they are large, as many as memory has room for."""
+        floats = [[layout.floats(int(size)) for size in sizes] for sizes in (file.grid.row_sizes, file.grid.col_sizes)]
+        fit, met = (max(1, int(np.searchsorted(np.cumsum(side), ROOM // 4, side="right"))) for side in floats)
+        few = int(np.searchsorted(file.counts().sum(axis=1).cumsum(), 4 * RATINGS, side="right"))
+        held = max(1, min(held, fit, met, few))
+        strip = file.strip("train", 0, held)
+        inside = dataclasses.replace(strip, offsets=np.ascontiguousarray(strip.offsets[:, : met + 1]))
+        return cls(inside, file.grid.row_sizes[:held], file.grid.col_sizes[:met], file.header)
 
     @classmethod
     def of_job(cls, job: Job, loss: Loss, held: int) -> "Sample":
@@ -95,8 +100,7 @@ class Sample:
 
     def of_fewer(self, held: int) -> "Sample":
         """The first row-blocks alone, at most so many."""
-        strip = self.strip
-        inside = Strip(strip.offsets[:held], strip.rows, strip.cols, strip.values, strip.weights)
+        inside = dataclasses.replace(self.strip, offsets=self.strip.offsets[:held])
         return Sample(inside, self.rows[:held], self.cols, self.header)
 
 
@@ -168,7 +172,7 @@ def rates_by_ranks(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     held = {count: -(-job.size // (count * cluster.threads)) for count in ranks}
     most = max(held.values())
-    sample = Sample.of_file(file, most) if file else Sample.of_job(job, loss, most)
+    sample = Sample.of_file(file, most, job.layout) if file else Sample.of_job(job, loss, most)
     together = {count: min(cores, cluster.threads * min(cluster.ranks_per_node, count)) for count in ranks}
     return {
         count: update_rate(sample.of_fewer(held[count]), model, loss, train, together[count], SECONDS / len(held))
