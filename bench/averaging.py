@@ -53,7 +53,7 @@ class Replica:
             self.grid, self.ratings = file.grid, file.header.ratings
             self.first, self.last = span(self.grid.size, comm.size, comm.rank)
             self.objective = Objective.of(model, loss, file.header, file.path)
-            kind = kind_of(self.objective, self.layout, self.train, file)
+            kind = kind_of(self.objective, self.layout, self.train, file.dtypes("train"))
             self.strips = {part: file.strip(part, self.first, self.last) for part in ("train", "test")}
             starter = Starter(file, model, self.layout, self.train.seed, self.objective.unit)
             self.row_sizes = self.grid.row_sizes[self.first : self.last]

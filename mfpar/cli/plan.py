@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfpar.cli import quantities
-from mfpar.cli.options import add_settings, read_config, settings_of, size
-from mfpar.config import ModelConfig, TrainConfig
+from mfpar.cli.options import add_settings, read_config, settings_of
+from mfpar.config import ModelConfig, TrainConfig, size
 from mfpar.errors import ConfigError
 from mfpar.parallel import launch
 
@@ -46,7 +46,9 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--ranks-per-node", type=quantities.count, default=1, metavar="R", help="that share memory (default: 1)"
     )
     place.add_argument("--memory", type=size, metavar="SIZE", help="bound of each rank (512M, 2G)")
-    place.add_argument("--spill", action="store_true", help="P may be kept on the disk where memory is too small")
+    place.add_argument(
+        "--spill", dest="spills", action="store_true", help="P may be kept on the disk where memory is too small"
+    )
     place.add_argument(
         "--rate", type=quantities.rate_or_auto, metavar="UPDATES_PER_S",
         help="updates a second of a thread; auto measures it here, in two seconds (default: auto)",
@@ -107,7 +109,7 @@ def _plan(args: argparse.Namespace, network: "Network | None") -> tuple["Plan", 
         rates = dict.fromkeys(ranks, args.rate)
         if args.rate is None:
             rates = calibration.rates_by_ranks(job, opened, model, loss, train, cluster, ranks)
-    plan = make_plan(job, cluster, ranks, memory=args.memory, spill=args.spill, rates=rates)
+    plan = make_plan(job, cluster, ranks, memory=args.memory, spill=args.spills, rates=rates)
     by = {
         "rate": "given" if args.rate else "measured",
         "network": "given" if args.network else "measured" if network else "assumed",

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
-SHOWN = ("B", "K", "M", "G", "T", "P")  # powers of 1024, as `mfpar.cli.options.size` reads them
+SHOWN = ("B", "K", "M", "G", "T", "P")  # powers of 1024, as `mfpar.config.size` reads them
 
 
 def in_units(count: int) -> str:

@@ -1,7 +1,7 @@
 """The kernels of a run, compiled for its settings, and how they are called on blocks."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ class Steps:
     """
 
     def __init__(self, objective: Objective, layout: Layout, train: TrainConfig, file: BlockedFile, comm: Communicator):
-        self._kind = kind_of(objective, layout, train, file)
+        self._kind = kind_of(objective, layout, train, file.dtypes("train"))
         hosts = comm.gather(socket.gethostname())
         first_here = hosts.index(hosts[comm.rank])
         for turn in (True, False):
@@ -59,10 +59,9 @@ def updating(kind: Kind) -> Callable[..., Any]:
     return (pairs_kernel if kind.cells in ("row", "col") else update_kernel)(kind)
 
 
-def kind_of(objective: Objective, layout: Layout, train: TrainConfig, file: BlockedFile) -> Kind:
-    """The compile-time constants of a run's kernels."""
+def kind_of(objective: Objective, layout: Layout, train: TrainConfig, dtypes: Mapping[str, np.dtype]) -> Kind:
+    """The compile-time constants of a run's kernels, for ratings in arrays of these types."""
     model: ModelConfig = objective.model
-    dtypes = file.dtypes("train")
     return Kind(
         stride=layout.stride,
         factors=model.factors,
@@ -73,7 +72,7 @@ def kind_of(objective: Objective, layout: Layout, train: TrainConfig, file: Bloc
         col_dtype=dtypes["cols"].name,
         cells=objective.cells,
         every=objective.every,
-        weighted=file.header.weighted,
+        weighted="weights" in dtypes,
         paced=train.lr_row_bias is not None or train.lr_col_bias is not None or objective.unit != 1,
         scaled=layout.scaled,
         l1=objective.l1,

@@ -98,6 +98,12 @@ class Sample:
         )  # fmt: skip
         return cls(strip, np.full(held, row_count), np.full(met, col_count), header)
 
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """Types of the ratings' arrays, by name."""
+        names = ("rows", "cols", "values", *(["weights"] if self.strip.weights is not None else []))
+        return {name: getattr(self.strip, name).dtype for name in names}
+
     def of_fewer(self, held: int) -> "Sample":
         """The first row-blocks alone, at most so many."""
         inside = dataclasses.replace(self.strip, offsets=self.strip.offsets[:held])
@@ -127,7 +133,7 @@ def update_rate(
     """
     layout = Layout.of(model, train)
     objective = Objective.of(model, loss, sample.header, "the ratings that kernels are tried on")
-    kernel = updating(kind_of(objective, layout, train, sample.strip))
+    kernel = updating(kind_of(objective, layout, train, sample.dtypes))
     rate = train.lr if isinstance(train.lr, float | int) else loss.rates[train.optimizer]
     knobs = objective.knobs(rate, rate, rate)
     passes = [_pass_of(kernel, sample, layout, train.seed, knobs) for _ in range(workers)]
@@ -202,7 +208,7 @@ def _pass_of(kernel: Callable[..., None], sample: Sample, layout: Layout, seed: 
     # What other workers would have done: a block comes to the last row-block after a visit in each step before.
     before = np.maximum(0, np.arange(met) - (held - 1)) if held < met else np.zeros(met, np.int64)
     clocks, marks, sums = np.zeros((held, CLOCKS), np.int64), np.zeros((held, 0, 3), np.int64), np.zeros((held, SUMS))
-    turns = Turns(0, held, 0, steps, 0, order, board, q_slots.starts, clocks, marks)
+    turns = Turns(0, held, 0, 0, steps, 0, order, board, q_slots.starts, clocks, marks)
     p_side, q_side = (p_slots.buffer, p_slots.starts, sample.rows + 1), (q_slots.buffer, sample.cols + 1)
 
     def visit() -> None:

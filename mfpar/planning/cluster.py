@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mfpar.engine.ferry import COMING_IN
+from mfpar.budget import COMING_IN
 from mfpar.grid import span
 from mfpar.parallel.mpi import PATIENCE
 
