@@ -170,6 +170,8 @@ def rates_by_ranks(
 ) -> dict[int, float]:
     """Updates a second of a worker on each number of ranks, whose share of the matrix and of the caches differs. Local.
 
+    Nodes are taken to be like this machine: where a node has more workers than this has cores, they share them.
+
     Parameters
     ----------
     file : of the job, if there is one
@@ -179,11 +181,13 @@ def rates_by_ranks(
     held = {count: -(-job.size // (count * cluster.threads)) for count in ranks}
     most = max(held.values())
     sample = Sample.of_file(file, most, job.layout) if file else Sample.of_job(job, loss, most)
-    together = {count: min(cores, cluster.threads * min(cluster.ranks_per_node, count)) for count in ranks}
-    return {
-        count: update_rate(sample.of_fewer(held[count]), model, loss, train, together[count], SECONDS / len(held))
-        for count in ranks
-    }
+    rates = {}
+    for count in ranks:
+        workers = cluster.threads * min(cluster.ranks_per_node, count)
+        together = min(cores, workers)
+        rate = update_rate(sample.of_fewer(held[count]), model, loss, train, together, SECONDS / len(held))
+        rates[count] = rate * together / workers
+    return rates
 
 
 def _course(sample: Sample, seed: int) -> tuple[np.ndarray, int]:
