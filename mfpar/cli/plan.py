@@ -51,7 +51,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     place.add_argument(
         "--rate", type=quantities.rate_or_auto, metavar="UPDATES_PER_S",
-        help="updates a second of a thread; auto measures it here, in two seconds, as if nodes were like this machine (default)",
+        help="updates a second of a thread; auto, the default, measures it here, in two seconds, for nodes like this",
     )  # fmt: skip
     place.add_argument(
         "--network", type=quantities.network, metavar="BANDWIDTH,LATENCY",
