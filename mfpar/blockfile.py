@@ -218,6 +218,24 @@ class BlockedFile:
         with self._reading(f"{part} ratings"):
             return {name: self._file[part][name].dtype for name in arrays_of(part, self.header.weighted)}
 
+    def pieces(self, part: str, i: int, most: int) -> Iterator[Strip]:
+        """Read the ratings of row-block i of `part`, at most `most` at a time; they are verified when all have come."""
+        size = self.grid.size
+        with self._reading(f"{part} ratings"):
+            group = self._file[part]
+            offsets = group["offsets"][i * size : (i + 1) * size + 1]
+            names = arrays_of(part, self.header.weighted)
+            shas = [hashlib.sha256() for _ in names]
+        for begin in range(int(offsets[0]), int(offsets[-1]), most):
+            end = min(begin + most, int(offsets[-1]))
+            with self._reading(f"{part} ratings"):
+                arrays = {name: group[name][begin:end] for name in names}
+            for sha, array in zip(shas, arrays.values(), strict=True):
+                sha.update(array.view(np.uint8))
+            yield Strip(np.clip(offsets - begin, 0, end - begin)[None], **arrays)
+        if not np.array_equal(combined(shas), group["checksums"][i]):
+            raise FormatError(f"{self.path}: is damaged in the {part} ratings of row-block {i}; convert again")
+
     def ids(self, side: str, first: int = 0, last: int | None = None) -> np.ndarray:
         """Read and verify the ids of the row-blocks (side "rows") or column-blocks ("cols") first … last − 1.
 

@@ -73,9 +73,9 @@ class Scorer:
         found = self.natural(scores)
         return np.clip(found, np.float32(self.minimum), np.float32(self.maximum)) if self.clip else found
 
-    def aligned(self, file: BlockedFile) -> Aligned:
-        """A blocked file's ratings by this model's rows and columns."""
-        return Aligned(file, self.row_ids, self.col_ids, file.checksum == self.data_checksum)
+    def aligned(self, file: BlockedFile, memory: int | None = None) -> Aligned:
+        """A blocked file's ratings by this model's rows and columns; `memory`: bytes that sorted ids may take."""
+        return Aligned(file, self.row_ids, self.col_ids, file.checksum == self.data_checksum, memory)
 
 
 def _gather(table: Table, indices: np.ndarray) -> np.ndarray:

@@ -1,12 +1,20 @@
-"""Tables of a model: mapped pieces that read as one array, and ids that are found by value."""
+"""Tables of a model: mapped pieces that read as one array, and ids that are found by value.
+
+What is read of a mapped file counts as the process's memory until it is let go of: tables keep no more than a window each.
+"""
 
 import functools
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from mfpar.errors import ConfigError
+
+WINDOW = 1 << 23  # bytes of a table that stay in this process's memory after rows were gathered from it
+PER_FAULT = 1 << 16  # bytes that Linux maps round one that is looked at
+SCAN = 1 << 20  # bytes of ids at a time, where a side is gone through
 
 
 class Table:
@@ -25,6 +33,7 @@ class Table:
 
     def __init__(self, pieces: Sequence[np.ndarray]):
         self._pieces = [np.asarray(piece) for piece in pieces]
+        self._mappings = [_mapping(piece) for piece in self._pieces]
         self._ends = np.cumsum([len(piece) for piece in self._pieces])
         self.shape: tuple[int, ...] = (int(self._ends[-1]), *self._pieces[0].shape[1:])
         self.dtype = self._pieces[0].dtype
@@ -34,7 +43,9 @@ class Table:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The table in memory as one array: for tables known to be small."""
-        return np.array(self.read(0, len(self)), dtype, copy=copy)
+        whole = np.array(self.read(0, len(self)), dtype, copy=copy)
+        self.release(0, len(self))
+        return whole
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """Gather rows by index, in any order, also repeatedly.
@@ -48,6 +59,22 @@ class Table:
         -------
         array [count, ...]
         """
+        size = self._row_bytes
+        if len(self) * size <= WINDOW or all(mapping is None for mapping in self._mappings):
+            return self._gather(indices)
+        if len(indices) * PER_FAULT <= WINDOW:
+            taken = self._gather(indices)
+            self.release(0, len(self))
+            return taken
+        taken, rows = np.empty((len(indices), *self.shape[1:]), self.dtype), max(1, WINDOW // size)
+        order = np.argsort(indices, kind="stable")
+        windows, begins = np.unique(indices[order] // rows, return_index=True)
+        for window, inside in zip(windows.tolist(), np.split(order, begins[1:]), strict=True):
+            taken[inside] = self._gather(indices[inside])
+            self.release(window * rows, (window + 1) * rows)
+        return taken
+
+    def _gather(self, indices: np.ndarray) -> np.ndarray:
         if len(self._pieces) == 1:
             return np.asarray(self._pieces[0][indices])
         taken = np.empty((len(indices), *self.shape[1:]), self.dtype)
@@ -75,10 +102,29 @@ class Table:
         # HDF5 puts a dataset at any byte; sums over unaligned floats are slower, and may be added in another order.
         return np.require(parts[0] if len(parts) == 1 else np.concatenate(parts), requirements="A")
 
-    def chunks(self, rows: int) -> Iterator[np.ndarray]:
-        """The table from its first row to its last, `rows` rows at a time, however it is cut into pieces."""
-        for first in range(0, len(self), rows):
+    def chunks(self, rows: int, start: int = 0) -> Iterator[np.ndarray]:
+        """The table from row `start` to its last, `rows` rows at a time, however it is cut into pieces.
+
+        Each chunk is let go of when the next one is asked for: it can still be read then, from the file again.
+        """
+        for first in range(start, len(self), rows):
             yield self.read(first, first + rows)
+            self.release(first, first + rows)
+
+    def release(self, first: int, last: int) -> None:
+        """Let go of what this process has mapped of the rows first … last − 1; what is looked at again comes back."""
+        for piece, mapping, end in zip(self._pieces, self._mappings, self._ends, strict=True):
+            start = int(end) - len(piece)
+            begin, stop = max(first - start, 0), min(last - start, len(piece))
+            if mapping is not None and begin < stop:
+                size = self._row_bytes
+                at = piece.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+                page = (at + begin * size) // mmap.PAGESIZE * mmap.PAGESIZE
+                mapping.madvise(mmap.MADV_DONTNEED, page, at + stop * size - page)
+
+    @functools.cached_property
+    def _row_bytes(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
 
 
 class Ids:
@@ -113,6 +159,10 @@ class Ids:
         """int64[count] or str[count]: the ids at int64[count] positions."""
         return self._decoded(self._table.take(positions))
 
+    def some(self, positions: np.ndarray) -> "Ids":
+        """The ids at int64[count] positions, to be found by value themselves."""
+        return Ids(self._table.take(positions))
+
     def chunks(self, rows: int) -> Iterator[np.ndarray]:
         """All ids in order, `rows` at a time, as `take` gives them."""
         return map(self._decoded, self._table.chunks(rows))
@@ -125,14 +175,17 @@ class Ids:
         except UnicodeDecodeError:
             return np.char.decode(ids, "utf-8").astype(self.dtype)
 
-    def find(self, asked: np.ndarray) -> np.ndarray:
+    def find(self, asked: np.ndarray, memory: int | None = None) -> np.ndarray:
         """Look ids up.
 
-        The first call sorts the whole side: 8 bytes an id, and the id itself, stay in memory from then on.
+        The first call sorts the whole side: 8 bytes an id, and the id itself, stay in memory from then on. Where
+        `memory` does not allow that, each call goes through the whole side instead.
 
         Parameters
         ----------
         asked : integers, whole floats, str or bytes (UTF-8) [count]; see `as_ids`
+        memory : int, optional
+            Bytes that sorting may take.
 
         Returns
         -------
@@ -140,11 +193,24 @@ class Ids:
             Position of each id, −1 where it is unknown.
         """
         keys, possible = self._keys(asked)
+        if len(keys) and memory is not None and sorting(len(self), self._table.dtype) > memory:
+            return np.where(possible, self._scanned(keys), -1)
         order, ids = self._sorted
         if not len(ids):
             return np.full(len(keys), -1)
         places = np.minimum(np.searchsorted(ids, keys), len(ids) - 1)
         return np.where(possible & (ids[places] == keys), order[places], -1)
+
+    def _scanned(self, keys: np.ndarray) -> np.ndarray:
+        """Position of each key, −1 where it is unknown, by one look at every id."""
+        distinct, inverse = np.unique(keys, return_inverse=True)
+        found, first = np.full(len(distinct), -1), 0
+        for ids in self._table.chunks(max(1, SCAN // self._table.dtype.itemsize)):
+            places = np.searchsorted(distinct[:-1], ids)
+            met = np.flatnonzero(distinct[places] == ids)
+            found[places[met]] = first + met
+            first += len(ids)
+        return found[inverse]
 
     @functools.cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +233,11 @@ class Ids:
         # Searching keys of another width would copy the whole table to that width each time.
         fits = np.char.str_len(asked) <= self._table.dtype.itemsize
         return asked.astype(self._table.dtype), possible & fits
+
+
+def sorting(count: int, dtype: np.dtype) -> int:
+    """Bytes that it takes to sort so many ids, the sorted ones and their positions, which stay, among them."""
+    return 4 * count * (8 + dtype.itemsize)
 
 
 def as_ids(ids: Any) -> np.ndarray:
@@ -215,3 +286,11 @@ def _encoded(texts: np.ndarray) -> np.ndarray:
         return texts.astype(np.bytes_)  # ASCII, at the speed of C
     except UnicodeEncodeError:
         return np.char.encode(texts, "utf-8", "surrogatepass")
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    """What a mapped array lies in; None for one in memory."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
