@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from mfpar.cli.options import size
+from mfpar.errors import ConfigError
+from mfpar.parallel import launch
+
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verbs."""
@@ -21,9 +25,11 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     predict.add_argument("--loss", metavar="MODULE:NAME", help="the model's, where it is one of your own")
     predict.add_argument("--force", action="store_true", help="overwrite the output")
     predict.set_defaults(run=run_predict)
-    recommend = verbs.add_parser("recommend", help="find the items that users will like best")
+    recommend = verbs.add_parser("recommend", help="find the items that users will like best", description=_TEXT)
     recommend.add_argument("model", metavar="MODEL", help="made by mfpar train")
-    recommend.add_argument("--user", action="append", required=True, metavar="ID", help="may be given several times")
+    who = recommend.add_mutually_exclusive_group(required=True)
+    who.add_argument("--user", action="append", metavar="ID", help="may be given several times")
+    who.add_argument("--all", action="store_true", dest="collective", help="every user of the model; needs -o")
     recommend.add_argument("--top", type=int, default=10, metavar="N", help="how many items (default: 10)")
     recommend.add_argument("--seen", metavar="FILE.h5", help="leave out what the users have rated in this blocked file")
     recommend.add_argument(
@@ -31,12 +37,21 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     recommend.add_argument("--loss", metavar="MODULE:NAME", help="the model's, where it is one of your own")
     recommend.add_argument("--json", action="store_true", help="print JSON")
+    recommend.add_argument("-o", "--output", metavar="TOP.parquet", help="with --all: the file to write, or TOP.csv")
+    recommend.add_argument(
+        "--memory", type=size, metavar="SIZE", help="with --all: bound of each rank (200M, 2G; default: 512M)"
+    )
+    recommend.add_argument("--force", action="store_true", help="overwrite the output")
     recommend.set_defaults(run=run_recommend)
     export = verbs.add_parser("export", help="write the factors as a NumPy .npz file")
     export.add_argument("model", metavar="MODEL", help="made by mfpar train")
     export.add_argument("-o", "--output", required=True, metavar="FACTORS.npz")
     export.add_argument("--force", action="store_true", help="overwrite the output")
     export.set_defaults(run=run_export)
+
+
+_TEXT = """Prints the best items of some users, or with --all writes those of every user into one file: run as it is, or
+under mpirun or srun, to the same file on any number of ranks."""
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -59,9 +74,14 @@ def run_predict(args: argparse.Namespace) -> None:
 
 
 def run_recommend(args: argparse.Namespace) -> None:
-    """Run `mfpar recommend`."""
+    """Run `mfpar recommend`. With --all collective under a launcher."""
     from mfpar.model.opening import open_model
 
+    if args.collective:
+        _recommend_all(args)
+        return
+    if args.output or args.memory is not None:
+        raise ConfigError("-o and --memory go with --all: what is found for some users is printed")
     names = _names(args.names) if args.names else {}
     model = open_model(args.model, args.loss)
     items, scores = model.recommend(args.user, args.top, args.seen)
@@ -76,6 +96,23 @@ def run_recommend(args: argparse.Namespace) -> None:
         print(json.dumps(rows))
     else:
         _print_rows(rows)
+
+
+def _recommend_all(args: argparse.Namespace) -> None:
+    """Write the recommendations of every user. Collective."""
+    from mfpar.model.opening import open_model
+
+    if not args.output:
+        raise ConfigError("--all needs -o TOP.parquet (or .csv), the file to write")
+    if args.names or args.json:
+        raise ConfigError("--names and --json go with --user: --all writes ids, in the format of the output's name")
+    comm = launch.world()
+    with comm.guard():
+        model = open_model(args.model, args.loss)
+        options = {"memory": args.memory, "force": args.force, "comm": comm}
+        count = model.recommend_all(args.output, args.top, args.seen, **options)
+    if comm.rank == 0:
+        print(f"{args.output}: {count:,} recommendations for {model.shape[0]:,} users")
 
 
 def run_export(args: argparse.Namespace) -> None:
@@ -101,7 +138,6 @@ def _output(path: str | None, force: bool, inputs: tuple[str, ...]) -> Iterator[
 
 def _names(argument: str) -> dict[str, str]:
     """Item id to name, from "FILE:ID,NAME"."""
-    from mfpar.errors import ConfigError
     from mfpar.ratings.reading import read_chunks
 
     path, colon, columns = argument.rpartition(":")

@@ -115,7 +115,7 @@ class Aligned:
             cols = strip.cols + self._cuts["cols"][block]
             return np.where(cols < self._cuts["cols"][block + 1], cols, -1)
         # Every block's map has one place more than columns, for the unknown.
-        return self._columns[strip.cols + self._cuts["cols"][block] + block]
+        return np.asarray(self._columns[strip.cols + self._cuts["cols"][block] + block])
 
     @functools.cached_property
     def _columns(self) -> np.ndarray:

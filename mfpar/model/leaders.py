@@ -1,8 +1,8 @@
 """The n best columns of many rows at a time: a matrix product leaves few candidates, which are scored one by one.
 
-A matrix product adds in an order that depends on where a cell lies in its tiles, so that scores which are equal may come
-out apart. Here it only sorts out: a cell whose product is too low to be among the n best, whatever was rounded, is out;
-what is left is scored as every other prediction is. So the columns and scores are those of `mfpar.model.topk.best`, to
+A matrix product adds in an order that depends on where a cell lies in its tiles, so that scores which are equal may
+come out apart. Here it only sorts out: a cell whose product is too low to be among the n best, whatever was rounded, is
+out; what is left is scored as every other prediction is. So columns and scores are those of `mfpar.model.topk.best`, to
 the last bit, in whatever order and pieces Q comes.
 """
 
@@ -14,6 +14,7 @@ TILE = 1 << 19  # cells of a matrix product: their scores stay in a core's cache
 WIDTH = 4096  # columns of a tile, or more where many are asked for
 PAIRS = 1 << 21  # bytes of factors gathered for the candidates at a time
 ROUNDING = 4 * 2.0**-24  # twice what two sums of float32 in different order may differ by, for each term
+PATIENCE = 1 << 14  # candidates that wait at least before they are sorted in
 TINY = 1e-36  # what numbers too small for float32's precision may lose
 
 
@@ -39,7 +40,7 @@ class Leaders:
     """
 
     def __init__(self, P: np.ndarray, row_bias: np.ndarray, base: float, n: int):
-        count, k = P.shape
+        count = len(P)
         # A column of ones, which meets the column biases.
         self._p = np.concatenate((P, np.ones((count, 1), np.float32)), axis=1)
         self._row_bias, self._base, self._n = row_bias.astype(np.float64), base, n
@@ -78,11 +79,9 @@ class Leaders:
             cells[seen[0][inside] - begin, seen[1][inside] - first] = -np.inf
             self._raise_floor(rows, cells, margin[rows])
             self._keep(begin, first, cells, self._floor[rows] - margin[rows], Q, col_bias)
-            if self._count_waiting > self.columns.size // 2:
-                self.settle()
 
     def _raise_floor(self, rows: slice, cells: np.ndarray, margin: np.ndarray) -> None:
-        """Of rows that have met nothing yet: n columns that are the best of their group are as good as the worst of these."""
+        """Of rows that have met nothing yet: n columns, each the best of a group, are as good as the worst of them."""
         if self._floor[rows].min() > -np.inf:
             return
         groups = min(cells.shape[1], 8 * self._n + 64)
@@ -99,20 +98,17 @@ class Leaders:
         """Score the cells that reach their row's limit."""
         lowest = np.nextafter(limit.astype(np.float32), np.float32(-np.inf))
         reached = np.flatnonzero(cells >= lowest[:, None])
-        reached = reached[cells.ravel()[reached] > -np.inf]  # not the seen
-        if not len(reached):
-            return
-        rows, places = np.divmod(reached, cells.shape[1])
-        rows += begin
-        values = np.empty(len(rows), np.float32)
         portion = max(1, PAIRS // (8 * Q.shape[1]))
-        for start in range(0, len(rows), portion):
-            some = slice(start, start + portion)
-            i, j = rows[some], places[some]
+        for start in range(0, len(reached), portion):
+            some = reached[start : start + portion]
+            some = some[cells.ravel()[some] > -np.inf]  # not the seen
+            i, j = np.divmod(some, cells.shape[1])
+            i += begin
             offsets = self._row_bias[i] + col_bias[j]
-            values[some] = scores(self._p[i, :-1], Q[j], offsets, self._base)
-        self._waiting.append((rows, places + first, values))
-        self._count_waiting += len(rows)
+            self._waiting.append((i, first + j, scores(self._p[i, :-1], Q[j], offsets, self._base)))
+            self._count_waiting += len(some)
+            if self._count_waiting > max(self.columns.size // 2, PATIENCE):
+                self.settle()
 
     def settle(self) -> None:
         """Let what has been met count; before `columns` and `scores` are looked at."""

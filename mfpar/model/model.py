@@ -14,6 +14,7 @@ from mfpar.errors import ConfigError, FormatError, UnknownIdError
 from mfpar.grid import Grid
 from mfpar.model import evaluation
 from mfpar.model.evaluation import Scores
+from mfpar.model.everyone import recommend_all
 from mfpar.model.scorer import USERS, Scorer
 from mfpar.model.table import as_ids
 from mfpar.model.topk import best
@@ -127,6 +128,53 @@ class Model(Scorer):
         if np.ndim(user):
             return items, values
         return items[columns >= 0], values[columns >= 0]
+
+    def recommend_all(
+        self,
+        output: str | Path,
+        n: int = 10,
+        seen: str | Path | None = None,
+        *,
+        memory: int | None = None,
+        force: bool = False,
+        comm: Communicator | None = None,
+    ) -> int:
+        """Write what `recommend` finds for every user into a file. Collective if `comm` is given, within its guard.
+
+        Each rank takes its own row-blocks, and none holds P or Q whole; the file is the same on any number of ranks.
+
+        Parameters
+        ----------
+        output : path, ending in .parquet or .csv
+            A row for each recommendation: user, place (from 1), item, score; users in the order of the model, each
+            one's items by place. A user with fewer items left than `n` has fewer rows. With ranks on several nodes it
+            must be on a file system that they share.
+        n : int
+            How many items.
+        seen : path of a blocked file, optional
+            Leave out what each user has rated in its training part.
+        memory : int, optional
+            Bytes that each rank may take, by default 512 MB.
+        force : bool
+            Overwrite `output`.
+        comm : Communicator, optional
+
+        Returns
+        -------
+        int
+            Rows written.
+
+        Raises
+        ------
+        ConfigError
+            n < 1, another ending of `output`, or too little memory.
+        OutputExistsError
+            `output` exists and `force` is not set, or it is the model or `seen`.
+        StorageError, FormatError
+            The output can't be written, or `seen` is no blocked file.
+        """
+        seen = None if seen is None else Path(seen)
+        return recommend_all(self, self.grid, Path(output), n, seen, memory, force, comm or Serial())
 
     @contextlib.contextmanager
     def _left_out(self, seen: Any) -> Iterator[Callable[[np.ndarray], list[np.ndarray]]]:

@@ -1,6 +1,6 @@
 """Tables of a model: mapped pieces that read as one array, and ids that are found by value.
 
-What is read of a mapped file counts as the process's memory until it is let go of: tables keep no more than a window each.
+What is read of a mapped file counts as this process's memory until it is let go of: a table keeps a window at most.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 from mfpar.errors import ConfigError
 
 WINDOW = 1 << 23  # bytes of a table that stay in this process's memory after rows were gathered from it
-PER_FAULT = 1 << 16  # bytes that Linux maps round one that is looked at
+PER_FAULT = 1 << 21  # bytes that Linux may map round one that is looked at: a huge page
 SCAN = 1 << 20  # bytes of ids at a time, where a side is gone through
 
 
@@ -192,8 +192,10 @@ class Ids:
         int64[count]
             Position of each id, −1 where it is unknown.
         """
+        if not len(asked):
+            return np.empty(0, np.int64)
         keys, possible = self._keys(asked)
-        if len(keys) and memory is not None and sorting(len(self), self._table.dtype) > memory:
+        if memory is not None and sorting(len(self), self._table.dtype) > memory:
             return np.where(possible, self._scanned(keys), -1)
         order, ids = self._sorted
         if not len(ids):

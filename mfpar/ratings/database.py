@@ -120,6 +120,26 @@ class Database:
         with self._failing():
             return self._connection.execute(sql, parameters).fetchnumpy()
 
+    def copy(self, query: str, target: Path, options: str, name: Path) -> None:
+        """Write a query's result to a file, overwriting it.
+
+        Parameters
+        ----------
+        options : SQL, as COPY takes them
+        name : Path
+            What an error says could not be written.
+
+        Raises
+        ------
+        StorageError
+            It could not be written.
+        """
+        try:
+            self.run(f"COPY ({query}) TO {literal(str(target))} ({options})")
+        except duckdb.IOException as error:
+            reason = str(error).rpartition(": ")[2].splitlines()[0]
+            raise StorageError(f"{name}: could not be written: {reason}; nothing was left behind") from error
+
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
         try:
