@@ -119,8 +119,10 @@ class Table:
             if mapping is not None and begin < stop:
                 size = self._row_bytes
                 at = piece.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
-                page = (at + begin * size) // mmap.PAGESIZE * mmap.PAGESIZE
-                mapping.madvise(mmap.MADV_DONTNEED, page, at + stop * size - page)
+                # With what came along when they were looked at.
+                low = max(at + begin * size - PER_FAULT, 0) // mmap.PAGESIZE * mmap.PAGESIZE
+                high = min(at + stop * size + PER_FAULT, len(mapping))
+                mapping.madvise(mmap.MADV_DONTNEED, low, high - low)
 
     @functools.cached_property
     def _row_bytes(self) -> int:
