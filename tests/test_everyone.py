@@ -1,6 +1,8 @@
 """Recommendations for every row: those that each row gets alone, on any ranks, in any pieces, in bounded memory."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 from test_model import COL_CUTS, ROW_CUTS, Dense, K, M, N, some_ratings, write_blocked, write_model
 
 from mfpar.blockfile import BlockedFile
+from mfpar.cli.main import main
 from mfpar.errors import ConfigError, FormatError, OutputExistsError, StorageError
 from mfpar.grid import Grid
 from mfpar.model import aligned, everyone, leaders, listing, table, topk
 from mfpar.model.leaders import Leaders
 from mfpar.model.opening import open_model
 from mfpar.model.table import Ids, Table
+from mfpar.ratings import reading
 
 MB = 1 << 20
 
@@ -366,3 +370,90 @@ def test_a_table_lets_go_of_what_was_read(tmp_path):
     first = mapped.read(0, 5)
     mapped.release(0, len(mapped))
     np.testing.assert_array_equal(first, expected[:5])
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """A model of 23 rows and 4 million columns: 144 MB of Q, biases and ids."""
+    path = write_model(tmp_path_factory.mktemp("wide") / "model.h5", Dense(), 1)
+    count, rng = 4_000_000, np.random.default_rng(0)
+    with h5py.File(path, "a") as file:
+        del file["Q"], file["col_bias"], file["col_ids"], file["col_cuts"]
+        file["Q"] = rng.normal(size=(count, K)).astype(np.float32) * np.float32(0.1)
+        file["col_bias"], file["col_ids"] = np.zeros(count, np.float32), rng.permutation(count)
+        file["col_cuts"] = np.linspace(0, count, 5).astype(np.int64)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "bound"),
+    [
+        ("recommend", ["--all", "-o", "top.parquet", "--memory", "200M"], 200),
+        ("export", ["-o", "factors.npz"], 130),
+        ("recommend", ["--user", str(Dense().row_ids[3])], 130),
+    ],
+)
+def test_a_process_stays_small_whatever_the_model(wide, tmp_path, verb, options, bound):
+    code = (
+        "import sys; from mfpar.cli.main import main; code = main(sys.argv[1:]);"
+        "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM'))); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, verb, str(wide), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout.split()[-2]) / 1024 < bound
+
+
+def test_the_command_line_writes_the_same_on_ranks(tmp_path, run_cli):
+    model = open_model(write_model(tmp_path / "model.h5", Dense("str"), 3))
+    model.recommend_all(tmp_path / "expected.parquet", 5)
+    for ranks in (None, 2):
+        done = run_cli("recommend", "model.h5", "--all", "--top", 5, "-o", "a.parquet", "--force", ranks=ranks)
+        assert (done.returncode, done.stdout) == (0, "a.parquet: 115 recommendations for 23 users\n"), done.stderr
+        assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
+    done = run_cli("recommend", "model.h5", "--all", "-o", "a.parquet", ranks=2)
+    assert (done.returncode, done.stderr.count("a.parquet: exists already")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--all"], "--all needs -o"),
+        (["--all", "-o", "a.csv", "--json"], "go with --user"),
+        (["--all", "-o", "a.csv", "--memory", "1M"], "too small for this model"),
+        (["--user", "1", "-o", "a.csv"], "go with --all"),
+        (["--user", "1", "--memory", "1G"], "go with --all"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, capsys, options, message, monkeypatch):
+    write_model(tmp_path / "model.h5", Dense(), 1)
+    monkeypatch.chdir(tmp_path)
+    assert main(["recommend", "model.h5", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["int", "str"])
+def test_memory_does_not_change_what_is_predicted_and_measured(tmp_path, monkeypatch, capsys, kind):
+    dense = Dense(kind)
+    model = open_model(write_model(tmp_path / "model.h5", dense, 3))
+    rng = np.random.default_rng(0)
+    users, items = rng.choice([*dense.row_ids, 10**9], 300), rng.choice([*dense.col_ids, 10**9], 300)
+    lines = [f"{user},{item},{rng.integers(1, 6)}" for user, item in zip(users, items, strict=True)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["user,item,rating", *lines]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    for verb in ("predict", "evaluate"):
+        said = []
+        for memory in ([], ["--memory", "640M"]):
+            if memory:  # as with a model whose sorted ids would not fit
+                monkeypatch.setattr(table, "sorting", lambda *_: 1 << 40)
+                monkeypatch.setattr(reading, "LEAST_CHUNK", 1)
+                monkeypatch.setattr(reading, "PER_RATING", 640 * MB // 4 // 50)
+            assert main([verb, "model.h5", "pairs.csv", *memory]) == 0
+            said.append(capsys.readouterr().out)
+            monkeypatch.undo()
+            monkeypatch.chdir(tmp_path)
+        assert said[0] == said[1]
+        assert len(said[0]) > 20
+        assert main([verb, "model.h5", "pairs.csv", "--memory", "100M"]) == 2
+        assert "memory=100M is too small" in capsys.readouterr().err
+    assert model.evaluate("pairs.csv").count == 300

@@ -409,7 +409,7 @@ def test_evaluation_on_triples(blocked, dense, monkeypatch):
     assert blocked[2].rmse(users, items, values) == pytest.approx(expected[0], rel=1e-5)
     asked = []
 
-    def read_chunks(sources, columns=None):
+    def read_chunks(sources, columns=None, memory=None):
         asked.append((sources, columns))
         yield np.array(users[:2]), np.array(items[:2]), values[:2]
         yield np.array(users[2:]), np.array(items[2:]), values[2:]

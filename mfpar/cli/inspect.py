@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mfpar.cli.options import size
 from mfpar.parallel import launch
 
 
@@ -31,6 +32,10 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="the least rating that recall and ndcg look for (default: any above 0)",
     )  # fmt: skip
     evaluate.add_argument("--loss", metavar="MODULE:NAME", help="the model's, where it is one of your own")
+    evaluate.add_argument(
+        "--memory", type=size, metavar="SIZE",
+        help="bound of each rank where ids or a source are large (512M, 2G; default: half of all)",
+    )  # fmt: skip
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=run_evaluate, collective=True)
 
@@ -56,7 +61,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     comm = launch.world()
     with comm.guard():
         model = open_model(args.model, args.loss)
-        asked = {"metrics": args.metrics, "relevant": args.relevant}
+        asked = {"metrics": args.metrics, "relevant": args.relevant, "memory": args.memory}
         scores = model.evaluate(args.file, args.columns, **asked, comm=comm)
     if comm.rank > 0:
         return

@@ -23,6 +23,9 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     predict.add_argument("-o", "--output", metavar="OUT.csv", help="default: standard output")
     predict.add_argument("--columns", metavar="USER,ITEM", type=lambda text: text.split(","))
     predict.add_argument("--loss", metavar="MODULE:NAME", help="the model's, where it is one of your own")
+    predict.add_argument(
+        "--memory", type=size, metavar="SIZE", help="bound of the process (512M, 2G; default: half of all)"
+    )
     predict.add_argument("--force", action="store_true", help="overwrite the output")
     predict.set_defaults(run=run_predict)
     recommend = verbs.add_parser("recommend", help="find the items that users will like best", description=_TEXT)
@@ -63,10 +66,10 @@ def run_predict(args: argparse.Namespace) -> None:
     count = unknown = 0
     with _output(args.output, args.force, (args.model, args.pairs)) as out:
         writer = csv.writer(out, lineterminator="\n")
-        for users, items, _ in read_chunks(args.pairs, args.columns, need_rating=False):
+        for users, items, _ in read_chunks(args.pairs, args.columns, need_rating=False, memory=args.memory):
             if not count:
                 writer.writerow(("user", "item", "prediction"))
-            predictions, strange = model.predict_known(users, items)
+            predictions, strange = model.predict_known(users, items, None if args.memory is None else args.memory // 8)
             texts = (f"{value:.6g}" for value in predictions)
             writer.writerows(zip(users.tolist(), items.tolist(), texts, strict=True))
             count, unknown = count + len(users), unknown + int(strange.sum())

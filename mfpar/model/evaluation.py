@@ -46,6 +46,7 @@ def evaluate(
     columns: Any,
     metrics: str | Iterable[str] | None,
     relevant: float | None,
+    memory: int | None,
     comm: Communicator,
 ) -> Scores:
     """See `mfpar.model.model.Model.evaluate`. Collective."""
@@ -53,17 +54,22 @@ def evaluate(
     if ratings is None:
         ratings = _training_file(scorer)
     if isinstance(ratings, str | Path) and h5py.is_hdf5(ratings):
-        return _evaluate_blocked(scorer, Path(ratings), measures, relevant, comm)
+        return _evaluate_blocked(scorer, Path(ratings), measures, relevant, memory, comm)
     # Here, not above: reading ratings brings DuckDB, which predictions do without.
     from mfpar.ratings.reading import read_chunks
 
-    return evaluate_triples(scorer, read_chunks(ratings, columns), measures)
+    return evaluate_triples(scorer, read_chunks(ratings, columns, memory=memory), measures, memory)
 
 
 def evaluate_triples(
-    scorer: Scorer, chunks: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], measures: tuple[str, ...]
+    scorer: Scorer,
+    chunks: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    measures: tuple[str, ...],
+    memory: int | None = None,
 ) -> Scores:
     """Measure the fit to chunks of users, items and ratings. Local.
+
+    Measures over pairs keep 24 bytes of each rating.
 
     Raises
     ------
@@ -76,7 +82,7 @@ def evaluate_triples(
     parts: list[Sums] = []
     kept: list[tuple[np.ndarray, ...]] = []
     for users, items, values in chunks:
-        rows, cols = scorer.row_ids.find(users), scorer.col_ids.find(items)
+        rows, cols = scorer.row_ids.find(users, _for_ids(memory)), scorer.col_ids.find(items, _for_ids(memory))
         scores = scorer.score_at(rows, cols)
         parts.append(_sums(scorer, measures, rows, cols, values, scores))
         if "auc" in measures or "row_auc" in measures:
@@ -102,7 +108,12 @@ _NEEDS_BLOCKED = (
 
 
 def _evaluate_blocked(
-    scorer: Scorer, path: Path, measures: tuple[str, ...], relevant: float | None, comm: Communicator
+    scorer: Scorer,
+    path: Path,
+    measures: tuple[str, ...],
+    relevant: float | None,
+    memory: int | None,
+    comm: Communicator,
 ) -> Scores:
     """Measure the fit to the held-out part of a blocked file, each rank that of its own row-blocks. Collective."""
     with BlockedFile(path) as file:
@@ -110,7 +121,7 @@ def _evaluate_blocked(
             raise ConfigError(
                 f"{path}: has no held-out ratings; convert it with --test or --test-fraction, or name other ratings"
             )
-        aligned = scorer.aligned(file)
+        aligned = scorer.aligned(file, _for_ids(memory))
         mine = range(*span(file.grid.size, comm.size, comm.rank))
         parts: list[Sums] = []
         positives, negatives = ([np.empty(0, np.float32)] for _ in range(2))
@@ -135,6 +146,11 @@ def _evaluate_blocked(
     totals = _added(itertools.chain(*comm.gather(parts)))
     found = {"auc": auc(np.concatenate(positives), np.concatenate(negatives), comm)} if "auc" in measures else {}
     return _scores(measures, totals, found)
+
+
+def _for_ids(memory: int | None) -> int | None:
+    """What of a rank's memory sorted ids of a side may take."""
+    return None if memory is None else memory // 8
 
 
 def _sums(

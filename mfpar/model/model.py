@@ -68,13 +68,16 @@ class Model(Scorer):
         """
         return self.predict_known(users, items)[0]
 
-    def predict_known(self, users: Any, items: Any) -> tuple[np.ndarray, np.ndarray]:
-        """As `predict`, and bool[count]: where the user or the item is unknown."""
+    def predict_known(self, users: Any, items: Any, memory: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As `predict`, and bool[count]: where the user or the item is unknown.
+
+        `memory`: bytes that sorted ids of a side may take, see `Ids.find`.
+        """
         users, items = as_ids(users), as_ids(items)
         if len(users) != len(items) and 1 not in (len(users), len(items)):
             raise ConfigError(f"{len(users)} users and {len(items)} items: expected as many of one as of the other")
         users, items = np.broadcast_arrays(users, items)
-        rows, cols = self.row_ids.find(users), self.col_ids.find(items)
+        rows, cols = self.row_ids.find(users, memory), self.col_ids.find(items, memory)
         return self.predictions(self.score_at(rows, cols)), (rows < 0) | (cols < 0)
 
     def recommend(self, user: Any, n: int = 10, seen: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +196,7 @@ class Model(Scorer):
         *,
         metrics: str | Iterable[str] | None = None,
         relevant: float | None = None,
+        memory: int | None = None,
         comm: Communicator | None = None,
     ) -> Scores:
         """Measure the fit to held-out ratings. Collective if `comm` is given, in whose guard it is to be called.
@@ -218,6 +222,9 @@ class Model(Scorer):
             ndcg@n (means over rows with something relevant to find).
         relevant : float, optional
             The least rating that recall@n and ndcg@n look for; by default any above zero.
+        memory : int, optional
+            Bytes that each rank may take: whether ids are sorted or gone through, and how much of a source is read at a
+            time. By default ids are sorted, and DuckDB may take half of the machine's.
         comm : Communicator, optional
 
         Raises
@@ -228,7 +235,7 @@ class Model(Scorer):
         RatingsError, FormatError, StorageError
             The source can't be read.
         """
-        return evaluation.evaluate(self, ratings, columns, metrics, relevant, comm or Serial())
+        return evaluation.evaluate(self, ratings, columns, metrics, relevant, memory, comm or Serial())
 
     def rmse(self, *ratings: Any, columns: Any = None) -> float:
         """Root of the mean squared error: ``evaluate(...).rmse``, or of three arrays users, items, ratings."""
@@ -258,6 +265,8 @@ class Model(Scorer):
         }
         for side, (cuts, factors, bias, checksums) in sides.items():
             for block, stored in enumerate(checksums):
-                first, last = cuts[block], cuts[block + 1]
+                first, last = int(cuts[block]), int(cuts[block + 1])
                 if not np.array_equal(digest(factors.read(first, last), bias.read(first, last)), stored):
                     raise FormatError(f"{self.path}: is damaged in {side}-block {block}; train again")
+                factors.release(first, last)
+                bias.release(first, last)

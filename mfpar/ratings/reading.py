@@ -1,6 +1,7 @@
 """Sources → a DuckDB table of their ratings in source order; every error names file and line."""
 
 import bisect
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from mfpar.ratings.scans import Scan, open_scans
 from mfpar.ratings.sources import expand, name_of
 
 CHUNK = 1 << 20  # ratings handed out at a time
+LEAST_CHUNK = 1 << 14  # ratings handed out at a time where memory is short
+PER_RATING = 1 << 10  # bytes that may become of a rating that is handed out: ids as Python's strings, factors, text
 LONGEST_ID = 1024  # bytes
 LARGEST = float(np.finfo(np.float32).max)
 TEXT_MET = "an id of a {side} that is no integer"
@@ -162,18 +165,31 @@ def _complaint(read: dict[str, Any], raw: dict[str, str | None]) -> str:
 
 @overload
 def read_chunks(
-    sources: Any, columns: Sequence[str] | None = None, need_rating: Literal[True] = True, rows: int = CHUNK
+    sources: Any,
+    columns: Sequence[str] | None = None,
+    need_rating: Literal[True] = True,
+    rows: int = CHUNK,
+    memory: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]: ...
 
 
 @overload
 def read_chunks(
-    sources: Any, columns: Sequence[str] | None = None, *, need_rating: Literal[False], rows: int = CHUNK
+    sources: Any,
+    columns: Sequence[str] | None = None,
+    *,
+    need_rating: Literal[False],
+    rows: int = CHUNK,
+    memory: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, None]]: ...
 
 
 def read_chunks(
-    sources: Any, columns: Sequence[str] | None = None, need_rating: bool = True, rows: int = CHUNK
+    sources: Any,
+    columns: Sequence[str] | None = None,
+    need_rating: bool = True,
+    rows: int = CHUNK,
+    memory: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """Read sources chunk by chunk, in source order; everything is checked before the first chunk comes.
 
@@ -183,6 +199,7 @@ def read_chunks(
     columns : names, or positions from 1 as strings, of user, item and, if needed, rating; None: found by themselves
     need_rating : otherwise two columns do, and ratings are not looked at
     rows : the most a chunk holds
+    memory : bytes that the process may take; a quarter of them is left to the caller, for what it makes of a chunk
 
     Yields
     ------
@@ -194,7 +211,12 @@ def read_chunks(
     ConfigError, RatingsError, StorageError
         As `Wanted` and `Ratings.read` do.
     """
-    with Database(Path(tempfile.gettempdir())) as database:
+    if memory is not None:
+        rows = min(rows, max(LEAST_CHUNK, memory // 4 // PER_RATING))
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(Database(Path(tempfile.gettempdir()), memory))
+        if memory is not None:
+            stack.enter_context(database.reserving(memory // 4))
         ratings = Ratings(database)
         ratings.read(sources, Wanted(columns, need_rating))
         for first in range(0, ratings.count, rows):
