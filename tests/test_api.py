@@ -20,6 +20,7 @@ EVENT = {
     *("epoch", "seconds", "seconds_evaluate", "train_loss", "train_rmse", "test", "test_rmse", "test_mae"),
     *("validation", "updates_per_second", "lr", "seconds_waiting", "seconds_working", "bytes_sent", "step_balance"),
     "peak_memory",
+    "seconds_exchange",
 }
 
 

@@ -237,6 +237,7 @@ class Course:
             lr=self._rates.now,
             seconds_waiting=done.seconds_waiting,
             seconds_working=done.seconds_working,
+            seconds_exchange=done.seconds_exchange,
             bytes_sent=done.bytes_sent,
             peak_memory=done.peak_memory,
             step_balance=done.step_balance,

@@ -103,16 +103,21 @@ class Ferry:
         self._board[order[self.places], SLOT] = slots[: len(self.places)]
         self._spare += slots[len(self.places) :].tolist()
 
-    def run(self, before: np.ndarray, order: np.ndarray, turn: int, steps: int, job: Job) -> None:
+    def run(self, before: np.ndarray, order: np.ndarray, turn: int, steps: int, job: Job) -> float:
         """Lay the blocks in `order`, and hand on all that leave the team, unless the job fails.
+
+        Returns the seconds until the blocks lay in order, while workers began where they could.
 
         Raises what another rank has failed with.
         """
+        started = time.perf_counter()
         with self._trace.span("exchange"):
             self.lay(before, order, turn)
+        exchanged = time.perf_counter() - started
         if steps == self._size:
             passage = _Passage(self, order, turn)
             self._comm.wait_until(lambda: passage.complete() or bool(job.error) or self.stopped)
+        return exchanged
 
     def lay(self, before: np.ndarray, order: np.ndarray, turn: int) -> None:
         """Move column-blocks so that order[i] is at place i, for all i, and announce each with the count `turn`.

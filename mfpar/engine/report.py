@@ -30,6 +30,7 @@ class EpochReport:
     lr: float
     seconds_waiting: float  # for column-blocks while training, mean over threads
     seconds_working: float  # on blocks while training, mean over threads
+    seconds_exchange: float  # of them until column-blocks of several nodes lay in the epoch's order, on the slowest
     bytes_sent: int  # from node to node while training, all ranks together
     peak_memory: list[int]  # bytes of each rank so far, when that was looked at last
     step_balance: list[float]  # by step: a rank's ratings on average, over those of the busiest; on the first rank

@@ -143,10 +143,11 @@ class Rotation:
             )
             finish(self.board, self._ended)
 
+        exchanged = 0.0
         job = self._crew.start(held, work)
         try:
             if self._port.leads and not self._port.alone:
-                self._ferry.run(before, order, self._turn, steps, job)
+                exchanged = self._ferry.run(before, order, self._turn, steps, job)
                 finish(self.board, self._ended)
             self._wait_for_team(job)
         except BaseException:
@@ -155,7 +156,7 @@ class Rotation:
             raise
         self._turn += steps
         self._trace.visits(name, marks, self._crew.shares(held), order, self._first)
-        return self._tally.end(self._visitors)
+        return self._tally.end(self._visitors, exchanged)
 
     def _wait_for_team(self, job: Job) -> None:
         """Wait until all visits of the team are made, and all has come that comes; unlike in a gather, asleep."""

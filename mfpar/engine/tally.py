@@ -30,6 +30,8 @@ class Totals:
         From the first visit to the last, on the team that took longest.
     waited, worked : float
         Seconds that a worker has waited for turns, and been inside blocks, means over all.
+    exchanged : float
+        Seconds until column-blocks lay in the order of the pass, on the team that took longest.
     bytes_sent : int
         From team to team.
     """
@@ -38,6 +40,7 @@ class Totals:
     seconds: float
     waited: float
     worked: float
+    exchanged: float
     bytes_sent: int
 
 
@@ -74,21 +77,24 @@ class Tally:
         sums[:], clocks[:] = 0, 0
         return sums, clocks
 
-    def end(self, workers: int) -> Totals:
-        """What the pass amounts to that all workers, so many, of this team have ended. Collective."""
+    def end(self, workers: int, exchanged: float) -> Totals:
+        """What the pass amounts to that all workers, so many, of this team have ended. Collective.
+
+        `exchanged` is as of `Totals`, for the first rank of this team.
+        """
         sums, clocks = self._table(), self._clocks[self._page]
         seconds = (int(clocks[:, FINISHED].max()) - int(clocks[:, STARTED].min())) / 1e9
         nanoseconds = clocks.sum(axis=0).tolist()
         waited, worked = nanoseconds[WAITED] / 1e9, nanoseconds[WORKED] / 1e9
         if self._port.alone:
-            return Totals(sums.copy(), seconds, waited / workers, worked / workers, 0)
+            return Totals(sums.copy(), seconds, waited / workers, worked / workers, 0.0, 0)
         sent = self._comm.bytes_sent - self._sent
-        said: Any = [sums.tolist(), seconds, waited, worked, workers, sent] if self._port.leads else None
+        said: Any = [sums.tolist(), seconds, exchanged, waited, worked, workers, sent] if self._port.leads else None
         teams = [team for team in self._comm.gather(said) if team]
-        rows, longest, *shares = zip(*teams, strict=True)
+        rows, longest, exchanges, *shares = zip(*teams, strict=True)
         waited, worked, everybody, sent = (sum(share) for share in shares)
         everything = np.array([row for team in rows for row in team])
-        return Totals(everything, max(longest), waited / everybody, worked / everybody, sent)
+        return Totals(everything, max(longest), waited / everybody, worked / everybody, max(exchanges), sent)
 
     def _table(self) -> np.ndarray:
         return self._sums[self._page, : self._held * self._width].reshape(self._held, self._width)

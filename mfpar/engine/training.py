@@ -40,6 +40,7 @@ class Pass:
     seconds: float  # on the slowest team
     seconds_waiting: float  # for turns, mean over threads
     seconds_working: float  # inside blocks, mean over threads
+    seconds_exchange: float  # until column-blocks lay in order, on the slowest team
     bytes_sent: int
     peak_memory: list[int]  # bytes of each rank, when it was looked at last
     step_balance: list[float]  # see `mfpar.engine.balance`; on the first rank
@@ -122,6 +123,7 @@ class Training(Tables):
             seconds=totals.seconds,
             seconds_waiting=totals.waited,
             seconds_working=totals.worked,
+            seconds_exchange=totals.exchanged,
             bytes_sent=totals.bytes_sent,
             peak_memory=self._peak_memory,
             step_balance=[] if counts is None else step_balance(counts, order, self.comm.size),
