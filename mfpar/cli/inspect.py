@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mfpar.cli.options import size
+from mfpar.config import size
 from mfpar.parallel import launch
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from mfpar.cli.options import size
+from mfpar.config import size
 from mfpar.errors import ConfigError
 from mfpar.parallel import launch
 
