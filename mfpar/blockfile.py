@@ -19,6 +19,7 @@ import numpy as np
 from mfpar.blockreader import Reader
 from mfpar.errors import FormatError, MfparError, StorageError
 from mfpar.grid import Grid
+from mfpar.sharded import require_shards
 
 FORMAT = "mfpar blocked ratings"
 VERSION = 2
@@ -164,6 +165,7 @@ class BlockedFile:
     def _read_header(self) -> None:
         attributes = self._file.attrs
         require_format(self._file, self.path, FORMAT, VERSION, "a blocked ratings file", "mfpar convert")
+        require_shards(self._file, self.path, "blocked file")
         types = get_type_hints(Header)
         self.header = Header(**{name: kind(attributes[name].item()) for name, kind in types.items()})
         self.checksum: str = attributes["checksum"]

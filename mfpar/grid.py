@@ -87,22 +87,42 @@ def balanced_cuts(counts: np.ndarray, grid: int) -> np.ndarray:
     >>> balanced_cuts(np.array([5, 1, 1, 1, 1, 1]), 2)
     array([0, 1, 6])
     """
-    m = len(counts)
-    if not 1 <= grid <= m:
-        raise ConfigError(
-            f"a grid of {grid} blocks a side needs at least {grid} rows and columns, but the data has {m}"
-        )
-    after = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-    total = int(after[-1])
+    counts = np.asarray(counts, np.int64)
+    return settled_cuts(nearest_cuts(counts, 0, 0, int(counts.sum()), grid), len(counts), grid)
+
+
+def nearest_cuts(counts: np.ndarray, first: int, before: int, total: int, grid: int) -> np.ndarray:
+    """Those cuts nearest to equal numbers of ratings whose places are to be sought in one piece of the line of rows.
+
+    Pieces that make up the line have, one after the other, its grid − 1 inner cuts, as `settled_cuts` wants them.
+
+    Parameters
+    ----------
+    counts : int64[rows of the piece], each at least 1
+    first : row where the piece begins
+    before : ratings of all rows before
+    total : ratings of the whole line
+    """
+    after = (before + np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))) * grid
     # In integers: the cut nearest to each target b·total/grid, exact for any number of ratings below 2^63 / grid.
     targets = np.arange(1, grid, dtype=np.int64) * total
-    above = np.searchsorted(after * grid, targets)
-    nearer_below = targets - after[above - 1] * grid < after[above] * grid - targets
-    cuts = np.concatenate(([0], above - nearer_below, [m]))
-    # At least one row a block: push cuts right where they coincide, then left where that ran over the end.
+    targets = targets[(targets > after[0]) & (targets <= after[-1])]
+    above = np.searchsorted(after, targets)
+    nearer_below = targets - after[above - 1] < after[above] - targets
+    return np.asarray(first + above - nearer_below)
+
+
+def settled_cuts(nearest: np.ndarray, rows: int, grid: int) -> np.ndarray:
+    """int64[grid + 1]: the cuts of `balanced_cuts` from what `nearest_cuts` found, with at least one row a block."""
+    if not 1 <= grid <= rows:
+        raise ConfigError(
+            f"a grid of {grid} blocks a side needs at least {grid} rows and columns, but the data has {rows}"
+        )
+    cuts = np.concatenate((np.zeros(grid - len(nearest)), nearest, [rows])).astype(np.int64)  # no ratings, no targets
+    # Push cuts right where they coincide, then left where that ran over the end.
     index = np.arange(grid + 1)
     cuts = np.maximum.accumulate(cuts - index) + index
-    return np.minimum(cuts, m - grid + index)
+    return np.asarray(np.minimum(cuts, rows - grid + index))
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,10 @@ class Grid:
     def size(self) -> int:
         """G, the number of row-blocks and of column-blocks."""
         return len(self.row_cuts) - 1
+
+    def cuts(self, side: str) -> np.ndarray:
+        """The cuts of one side, "rows" or "cols"."""
+        return {"rows": self.row_cuts, "cols": self.col_cuts}[side]
 
     @property
     def row_sizes(self) -> np.ndarray:

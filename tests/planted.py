@@ -112,8 +112,6 @@ def write(
 ) -> None:
     """Write a blocked file; ratings keep their order inside a block. `weights` are those of the training part."""
     writer = BlockedWriter(path, grid, header.weighted)
-    writer.write_ids("rows", row_ids, np.argsort(row_ids))
-    writer.write_ids("cols", col_ids, np.argsort(col_ids))
     for part, ratings in parts.items():
         i, rows = _local(grid.row_cuts, ratings.rows)
         j, cols = _local(grid.col_cuts, ratings.cols)
@@ -122,7 +120,16 @@ def write(
             if inside.any():
                 weighed = weights[inside] if weights is not None and part == "train" else None
                 writer.append(part, a, b, rows[inside], cols[inside], ratings.values[inside], weighed)
+    write_ids(writer, "rows", row_ids, np.bincount(parts["train"].rows, minlength=len(row_ids)))
+    write_ids(writer, "cols", col_ids, np.bincount(parts["train"].cols, minlength=len(col_ids)))
     writer.finish(header)
+
+
+def write_ids(writer: BlockedWriter, side: str, ids: np.ndarray, counts: np.ndarray) -> None:
+    """Write one side's table."""
+    order = np.argsort(ids, kind="stable")
+    for block, (a, b) in enumerate(itertools.pairwise(writer.grid.cuts(side))):
+        writer.append_ids(side, block, ids[a:b], order[a:b], counts[a:b])
 
 
 def _local(cuts: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

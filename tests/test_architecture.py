@@ -24,7 +24,7 @@ HOUSE = (
     ("errors",),
     ("losses",),
     ("atomic", "hashing", "grid", "config", "kernels", "parallel"),
-    ("shards", "schedule", "blockreader", "metrics"),
+    ("shards", "schedule", "blockreader", "sharded", "metrics"),
     ("blockfile", "budget"),
     ("engine", "ratings"),
     ("model", "planning"),
@@ -44,6 +44,7 @@ LIBRARIES = {
     "llvmlite": ("kernels",),
     "h5py": (
         "blockreader",
+        "sharded",
         "blockfile",
         "ratings.blockwriter",
         "model.opening",

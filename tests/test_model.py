@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import write_ids
 
 from mfpar.blockfile import Header, digest
 from mfpar.errors import ConfigError, FormatError, OutputExistsError, StorageError, UnknownIdError
@@ -110,9 +111,6 @@ def write_model(path: Path, dense: Dense, shards: int, **attributes: object) -> 
 def write_blocked(path: Path, row_ids: np.ndarray, col_ids: np.ndarray, grid: Grid, parts: dict) -> str:
     """Write a blocked file of (rows, cols, values) by part; an index equal to the side's length is an unknown id."""
     writer = BlockedWriter(path, grid)
-    for side, ids in (("rows", row_ids), ("cols", col_ids)):
-        ids = np.char.encode(ids, "utf-8") if ids.dtype.kind == "U" else ids
-        writer.write_ids(side, ids, np.argsort(ids, kind="stable"))
     for part, (rows, cols, values) in parts.items():
         # The unknown belong to the last block of their side here, where their index is one past its last.
         i = np.minimum(np.searchsorted(grid.row_cuts, rows, side="right") - 1, grid.size - 1)
@@ -121,6 +119,9 @@ def write_blocked(path: Path, row_ids: np.ndarray, col_ids: np.ndarray, grid: Gr
             inside = i * grid.size + j == block
             a, b = divmod(block, grid.size)
             writer.append(part, a, b, rows[inside] - grid.row_cuts[a], cols[inside] - grid.col_cuts[b], values[inside])
+    for at, (side, ids) in enumerate((("rows", row_ids), ("cols", col_ids))):
+        ids = np.char.encode(ids, "utf-8") if ids.dtype.kind == "U" else ids
+        write_ids(writer, side, ids, np.bincount(parts["train"][at], minlength=len(ids)))
     train, test = len(parts["train"][0]), len(parts["test"][0])
     return writer.finish(Header(len(row_ids), len(col_ids), train, test, 0, 0, 0, 1, MEAN, 1.0, 1.0, 5.0))
 

@@ -2,7 +2,17 @@
 
 from mfpar.api.functions import factorize, load
 from mfpar.api.runs import train_file, train_on_ranks
-from mfpar.api.sources import convert
+from mfpar.api.sources import convert, convert_file
 from mfpar.api.tuning import TuningResult, tune, tune_file
 
-__all__ = ["TuningResult", "convert", "factorize", "load", "train_file", "train_on_ranks", "tune", "tune_file"]
+__all__ = [
+    "TuningResult",
+    "convert",
+    "convert_file",
+    "factorize",
+    "load",
+    "train_file",
+    "train_on_ranks",
+    "tune",
+    "tune_file",
+]

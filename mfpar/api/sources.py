@@ -10,19 +10,24 @@ from typing import Any
 import h5py
 
 from mfpar.blockfile import Header
+from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
 
 
-def convert(ratings: Any, output: str | Path, **options: Any) -> Header:
-    """Convert ratings into a blocked HDF5 file. Local.
+def convert(ratings: Any, output: str | Path, *, comm: Any = None, **options: Any) -> Header:
+    """Convert ratings into a blocked HDF5 file: alone, or together with the ranks of `comm`, to the same content.
 
     Parameters
     ----------
     ratings : path, glob pattern, list of paths, scipy sparse matrix, pandas or Arrow table, or three arrays
-        Users, items and ratings; ids are integers or strings.
+        Users, items and ratings; ids are integers or strings. Ranks are all given the same, and share out the files;
+        a file, or a thing in memory, is read by one of them.
     output : path of the file to write
+        With ranks, they write into `STEM.shards` beside it, on a file system that all of them see.
+    comm : mpi4py communicator, optional
+        Then the call is collective.
     options : see `mfpar.ratings.convert.convert`
-        columns, test, test_fraction, implicit, weights, grid, seed, duplicates, memory, force.
+        columns, test, test_fraction, implicit, weights, grid, seed, duplicates, memory (of each rank), force.
 
     Returns
     -------
@@ -36,10 +41,19 @@ def convert(ratings: Any, output: str | Path, **options: Any) -> Header:
     ConfigError, OutputExistsError, StorageError
         An option is out of range; the output exists; it can't be written.
     """
+    team = launch.adopt(comm)
+    with team.guard():
+        header = convert_file(ratings, output, team, **options)
+    team.close()
+    return header
+
+
+def convert_file(ratings: Any, output: str | Path, comm: Communicator, **options: Any) -> Header:
+    """As `convert`, within `comm.guard`. Collective."""
     # Here, not above: training does without DuckDB.
     from mfpar.ratings.convert import convert as convert_ratings
 
-    return convert_ratings(ratings, Path(output), **options)
+    return convert_ratings(ratings, Path(output), comm=comm, **options)
 
 
 def place_of(output: str | Path | None, comm: Communicator, cleaning: contextlib.ExitStack) -> tuple[Path, Path | None]:

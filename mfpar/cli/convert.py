@@ -4,6 +4,7 @@ import argparse
 import time
 
 from mfpar.config import size
+from mfpar.parallel import launch
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,24 +35,29 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="what to do with ratings of the same user and item (default: last)",
     )  # fmt: skip
     parser.add_argument(
-        "--memory", type=size, metavar="SIZE", help="bound of the process (512M, 2G; default: half of all)"
+        "--memory", type=size, metavar="SIZE", help="bound of each rank (512M, 2G; default: half of all)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite the output")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, collective=True)
 
 
 _TEXT = """Reads CSV, TSV, MovieLens .dat (::), triples separated by spaces, Parquet, Matrix Market and scipy .npz, text
 also gzipped, in one or several files, and writes a file of blocks that `mfpar train` takes. Header, delimiter and
-columns are found by themselves. Ids may be integers or strings."""
+columns are found by themselves. Ids may be integers or strings. Under mpirun or srun the ranks share out the files;
+what they write has the content of what a single process writes."""
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the verb."""
+    """Run the verb. Collective under a launcher."""
     from mfpar import api
 
     started = time.perf_counter()
     names = ("columns", "implicit", "weights", "test", "test_fraction", "grid", "seed", "duplicates", "memory", "force")
-    header = api.convert(args.sources, args.output, **{name: getattr(args, name) for name in names})
+    comm = launch.world()
+    with comm.guard():
+        header = api.convert_file(args.sources, args.output, comm, **{name: getattr(args, name) for name in names})
+    if comm.rank > 0:
+        return
     what = "pairs" if header.implicit else "ratings"
     print(f"{args.output}: {header.rows:,} × {header.cols:,}, {header.ratings:,} {what}", end="")
     print("" if header.implicit else f", mean {header.mean:.4f}", end="")

@@ -2,29 +2,27 @@
 
 import contextlib
 import dataclasses
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mfpar.atomic import refuse_existing, replacing
-from mfpar.blockfile import Header
+from mfpar.atomic import refuse_existing
+from mfpar.blockfile import SIDES, Header
 from mfpar.errors import ConfigError, RatingsError
-from mfpar.grid import Grid, balanced_cuts, default_grid
-from mfpar.kernels.spread import RUN
-from mfpar.ratings.blocks import BATCH, RATING_BYTES, Block, SortedRatings, Statistics
-from mfpar.ratings.blockwriter import BlockedWriter
-from mfpar.ratings.columns import Wanted
+from mfpar.grid import Grid, default_grid, span
+from mfpar.parallel.comm import Communicator, Serial
+from mfpar.ratings.blocks import BATCH, RATING_BYTES, SortedRatings
+from mfpar.ratings.blockwriter import BlockedWriter, write_master
+from mfpar.ratings.columns import IDS, Wanted
 from mfpar.ratings.database import Database
-from mfpar.ratings.ordering import UNKNOWN, id_size, ids, number, place, spread
+from mfpar.ratings.filling import write_blocks
+from mfpar.ratings.lines import Lines, name_of
+from mfpar.ratings.ordering import UNKNOWN, Line, cuts, id_type, number, place
 from mfpar.ratings.reading import Ratings
+from mfpar.ratings.sharing import own_sources
 from mfpar.ratings.sources import files_of
+from mfpar.sharded import write_sharded
 
-AHEAD = min(4, os.cpu_count() or 1)  # blocks whose orders are sought at a time
 DUPLICATES = ("error", "last", "mean")
 
 
@@ -42,11 +40,12 @@ def convert(
     duplicates: str = "last",
     memory: int | None = None,
     force: bool = False,
+    comm: Communicator | None = None,
 ) -> Header:
-    """Write ratings as a blocked HDF5 file. Not collective: one process does it.
+    """Write ratings as a blocked HDF5 file. Collective, within `comm.guard`.
 
     The content depends on the ratings, their order, `grid` and `seed` alone, not on the kind of source, on `memory` or
-    on the number of threads.
+    on the number of ranks or threads. Ranks share out the sources, and write a shard each (see `mfpar.sharded`).
 
     Parameters
     ----------
@@ -67,8 +66,9 @@ def convert(
     duplicates : "error", "last" or "mean"
         What becomes of several ratings of one user for one item in the same part: refuse them, keep the last in source
         order, or take their mean, weighted if there are weights (unless all are 0), and add up the weights.
-    memory : bytes that the process may take; None: DuckDB takes up to half of the machine's
+    memory : bytes that each rank's process may take; None: DuckDB takes up to half of the machine's
     force : overwrite `output`
+    comm : the ranks, which are all given the same; None: this process alone
 
     Returns
     -------
@@ -85,38 +85,55 @@ def convert(
     StorageError
         A file that can't be read or written.
     """
-    output = Path(output)
+    output, comm = Path(output), Serial() if comm is None else comm
     _check_options(test, test_fraction, grid, seed, duplicates)
     wanted = Wanted(columns, rating=not implicit, weights=weights)
-    refuse_existing(output, force, files_of(sources) + ([] if test is None else files_of(test)))
-    with Database(output.absolute().parent, memory) as database:
+    if comm.rank == 0:
+        refuse_existing(output, force, files_of(sources) + ([] if test is None else files_of(test)))
+    shares = own_sources(sources, comm), [] if test is None else own_sources(test, comm)
+    with Database(output.absolute().parent, memory, comm) as database:
         ratings = Ratings(database, wanted.weighted)
-        ratings.read(sources, wanted, _held(test_fraction, seed))
-        if test is not None:
-            ratings.read(test, dataclasses.replace(wanted, held=True), "true")
-        counts = {side: number(database, side, seed) for side in ("user", "item")}
-        m, n = len(counts["user"]), len(counts["item"])
+        for source in shares[0]:
+            ratings.read(source, wanted, _held(test_fraction, seed))
+        for source in shares[1]:
+            ratings.read(source, dataclasses.replace(wanted, held=True), "true")
+        ratings.agree(comm)
+        kinds = {side: id_type(database, side) for side in IDS}
+        lines = {side: number(database, side, seed, comm) for side in IDS}
+        m, n = lines["user"].count, lines["item"].count
         if m == 0:
             raise RatingsError(f"no training ratings are left: all {ratings.count} are held out; hold out fewer")
-        size = default_grid(m, n, int(counts["user"].sum()), implicit) if grid is None else grid
+        size = default_grid(m, n, lines["user"].ratings, implicit) if grid is None else grid
         if size > min(m, n):
             raise ConfigError(f"grid={size} is too fine for {m} rows and {n} columns; take at most {min(m, n)}")
-        cuts = Grid(*(balanced_cuts(counts[side], size) for side in ("user", "item")))
-        place(database, "user", cuts.row_cuts)
-        place(database, "item", cuts.col_cuts)
-        ordered = SortedRatings(database, size, duplicates, wanted.weighted)
-        with (
-            replacing(output) as temporary,
-            contextlib.closing(BlockedWriter(temporary, cuts, wanted.weighted)) as writer,
-        ):
-            for side, table, count in (("user", "rows", m), ("item", "cols", n)):
-                _write_ids(database, writer, side, table, count)
-            with database.reserving(max(ordered.largest - BATCH, 0) * RATING_BYTES):
-                header = _write_blocks(writer, ordered, cuts, seed, wanted)
-            if duplicates == "error" and ordered.example is not None:
-                raise RatingsError(_duplicate(database, cuts, ordered.example, ordered.duplicates))
-            writer.finish(header)
-    return header
+        blocks = Grid(*(cuts(database, side, lines[side], size, comm) for side in IDS))
+        place(database, "user", blocks.row_cuts, comm)
+        place(database, "item", blocks.col_cuts, comm)
+        ordered = SortedRatings(database, blocks, duplicates, wanted.weighted, comm)
+        first, last = span(size, comm.size, comm.rank)
+        found: list[Header] = []
+
+        def write(path: Path, shards: Sequence[Path] | None = None) -> None:
+            """A shard, or all that there is where `shards` says that there are none."""
+            with contextlib.closing(BlockedWriter(path, blocks, wanted.weighted, first, last)) as writer:
+                with database.reserving(max(ordered.largest - BATCH, 0) * RATING_BYTES):
+                    header = write_blocks(writer, ordered, blocks, seed, wanted, comm)
+                if duplicates == "error":
+                    _refuse_duplicates(database, ordered, lines, blocks, comm)
+                for side, table in zip(IDS, SIDES, strict=True):
+                    for piece in Lines(database, side, kinds[side], lines[side], blocks.cuts(table), comm):
+                        writer.append_ids(table, *piece)
+                writer.finish(header if shards is not None else None)
+                found.append(header)
+
+        def master(path: Path, shards: list[Path]) -> None:
+            if shards:
+                write_master(path, blocks, found[0], shards)
+            else:
+                write(path, shards)
+
+        write_sharded(output, comm, write, master)
+    return found[0]
 
 
 def _check_options(test: Any, test_fraction: float, grid: int | None, seed: int, duplicates: str) -> None:
@@ -139,67 +156,23 @@ def _held(test_fraction: float, seed: int) -> str:
     return f"md5_number_lower('{seed}:test:' || user || ':' || item) < {int(test_fraction * 2**64)}"
 
 
-def _write_ids(database: Database, writer: BlockedWriter, side: str, table: str, count: int) -> None:
-    size = id_size(database, side)
-    with database.reserving(count * (3 * max(size, 8) + 24)):
-        names = ids(database, side, count, size)
-        writer.write_ids(table, names, np.argsort(names, kind="stable"))
-
-
-def _write_blocks(writer: BlockedWriter, ordered: SortedRatings, grid: Grid, seed: int, wanted: Wanted) -> Header:
-    statistics = Statistics()
-    test = unknown = 0
-    for block, order in _with_orders(ordered):
-        i, j, rows, cols, values = block.i, block.j, block.rows, block.cols, block.values
-        if block.held:
-            test += len(values)
-            unknown += int(np.count_nonzero((rows >= UNKNOWN) | (cols >= UNKNOWN)))
-            rows, cols = np.minimum(rows, grid.row_sizes[i]), np.minimum(cols, grid.col_sizes[j])
-            writer.append("test", i, j, rows, cols, values)
-        else:
-            statistics.add(values)
-            weights = None if block.weights is None else block.weights[order]
-            writer.append("train", i, j, rows[order], cols[order], values[order], weights)
-    return Header(
-        rows=int(grid.row_cuts[-1]),
-        cols=int(grid.col_cuts[-1]),
-        ratings=statistics.count,
-        test_ratings=test,
-        test_unknown=unknown,
-        duplicates=ordered.duplicates,
-        seed=seed,
-        streams=RUN,
-        mean=statistics.mean,
-        deviation=statistics.deviation,
-        minimum=statistics.minimum,
-        maximum=statistics.maximum,
-        implicit=not wanted.rating,
-        weighted=wanted.weighted,
-    )
-
-
-def _with_orders(blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
-    """Each block with the order of its ratings, which threads find while others are fetched and written."""
-    with ThreadPoolExecutor(AHEAD) as pool:
-        waiting: deque[tuple[Block, Future[np.ndarray]]] = deque()
-        for block in blocks:
-            waiting.append((block, pool.submit(spread, block.rows, block.cols, block.held)))
-            if len(waiting) > AHEAD:
-                first, order = waiting.popleft()
-                yield first, order.result()
-        for first, order in waiting:
-            yield first, order.result()
-
-
-def _duplicate(database: Database, grid: Grid, example: tuple[bool, int, int, int, int], count: int) -> str:
-    """The sentence that names a pair that is rated twice."""
-    held, i, j, row, col = example
+def _refuse_duplicates(
+    database: Database, ordered: SortedRatings, lines: dict[str, Line], grid: Grid, comm: Communicator
+) -> None:
+    """Raise the error that names the first pair that is rated twice. Collective."""
+    told = comm.gather([ordered.duplicates, ordered.example])
+    examples = [example for _, example in told if example is not None]
+    if not examples:
+        return
+    held, i, j, row, col = min(examples)  # the first in the file
     names = []
-    for side, cuts, b, local in (("user", grid.row_cuts, i, row), ("item", grid.col_cuts, j, col)):
-        index = cuts[-1] + local - UNKNOWN if local >= UNKNOWN else cuts[b] + local
-        names.append(database.scalar(f"SELECT CAST(id AS VARCHAR) FROM {side}s WHERE rowid = ?", [int(index)]))
+    for side, table, b, local in (("user", "rows", i, row), ("item", "cols", j, col)):
+        line = grid.cuts(table)
+        index = line[-1] + local - UNKNOWN if local >= UNKNOWN else line[b] + local
+        names.append(name_of(database, side, lines[side], int(index), comm))
     part = "test" if held else "training"
-    return (
+    raise RatingsError(
         f"the {part} ratings have user {names[0]!r} with item {names[1]!r} more than once "
-        f"({count} such duplicates in all); remove them, or settle them with --duplicates last or mean"
+        f"({sum(count for count, _ in told)} such duplicates in all); "
+        "remove them, or settle them with --duplicates last or mean"
     )

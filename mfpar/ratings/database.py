@@ -3,7 +3,8 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,8 +12,10 @@ import duckdb
 import numpy as np
 
 from mfpar.errors import ConfigError, StorageError
+from mfpar.parallel.comm import Communicator, Serial
 
 ALLOWANCE = 288 << 20  # bytes: Python, NumPy, h5py, one batch of ratings, and what DuckDB takes beyond its limit
+MESSAGES = 96 << 20  # bytes: MPI, and rows on their way to other ranks
 LEAST = 128 << 20  # bytes: below this limit DuckDB can't sort
 PER_THREAD = 128 << 20  # bytes: what a thread needs to sort without spilling all the time
 
@@ -25,7 +28,11 @@ class Database:
     parent : Path
         Existing folder in which the temporary folder is made.
     memory : int or None
-        Bytes that the whole process may take; None: DuckDB alone takes up to half of what the machine allows.
+        Bytes that the whole process may take; None: DuckDB alone takes up to half of what the machine allows, shared
+        with the ranks of the same node.
+    comm : Communicator
+        Ranks that each have such a database. While a statement runs, this one listens: it is interrupted when another
+        rank fails.
 
     Raises
     ------
@@ -35,8 +42,12 @@ class Database:
         No folder can be made in `parent`.
     """
 
-    def __init__(self, parent: Path, memory: int | None = None):
+    def __init__(self, parent: Path, memory: int | None = None, comm: Communicator | None = None):
+        self._comm = Serial() if comm is None else comm
+        self._neighbours = self._comm.leaders.count(self._comm.leaders[self._comm.rank])
+        self._thread = ThreadPoolExecutor(1) if self._comm.size > 1 else None
         self._memory = memory
+        self._allowance = ALLOWANCE + (MESSAGES if self._comm.size > 1 else 0)
         self._limit(0)  # a request that can't be met fails before anything is made
         try:
             self._temporary = tempfile.TemporaryDirectory(prefix=".mfpar.", suffix=".tmp", dir=parent)
@@ -54,16 +65,18 @@ class Database:
             }
         )
         self._connection.execute("SET enable_progress_bar = false")
-        if memory is not None:
-            threads = min(os.cpu_count() or 1, max(1, (memory - ALLOWANCE) // PER_THREAD))
+        if memory is not None or self._neighbours > 1:
+            threads = max(1, (os.cpu_count() or 1) // self._neighbours)
+            if memory is not None:
+                threads = min(threads, max(1, (memory - self._allowance) // PER_THREAD))
             self._connection.execute(f"SET threads = {threads}")
 
     def _limit(self, reserved: int) -> str:
         if self._memory is None:
-            return "50%"
-        left = self._memory - ALLOWANCE - reserved
+            return f"{50 / self._neighbours}%"
+        left = self._memory - self._allowance - reserved
         if left < LEAST:
-            needed = -(-(ALLOWANCE + LEAST + reserved) >> 20)
+            needed = -(-(self._allowance + LEAST + reserved) >> 20)
             raise ConfigError(
                 f"memory={self._memory >> 20}M is too small for this conversion, which needs at least {needed}M"
             )
@@ -108,8 +121,8 @@ class Database:
         duckdb.Error
             Any other failure, which only the caller can explain.
         """
-        with self._failing():
-            return self._connection.execute(sql, parameters).fetchall()
+        rows: list[tuple[Any, ...]] = self._result(lambda: self._connection.execute(sql, parameters).fetchall())
+        return rows
 
     def scalar(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """Like `run`, for a result of one value."""
@@ -117,8 +130,22 @@ class Database:
 
     def arrays(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> dict[str, np.ndarray]:
         """Like `run`, for a result without NULL: arrays by column name; strings as an object array of str."""
+        columns: dict[str, np.ndarray] = self._result(lambda: self._connection.execute(sql, parameters).fetchnumpy())
+        return columns
+
+    def _result(self, statement: Callable[[], Any]) -> Any:
+        """What a statement returns; several ranks have it run in a thread, while they listen to each other."""
         with self._failing():
-            return self._connection.execute(sql, parameters).fetchnumpy()
+            if self._thread is None:
+                return statement()
+            running = self._thread.submit(statement)
+            try:
+                self._comm.wait_until(running.done)
+            except BaseException:
+                self._connection.interrupt()
+                wait([running])
+                raise
+            return running.result()
 
     def copy(self, query: str, target: Path, options: str, name: Path) -> None:
         """Write a query's result to a file, overwriting it.
@@ -158,6 +185,8 @@ class Database:
 
     def close(self) -> None:
         """Close the database and remove its folder."""
+        if self._thread is not None:
+            self._thread.shutdown()
         self._connection.close()
         self._temporary.cleanup()
 

@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 
 from mfpar.errors import RatingsError
+from mfpar.parallel.comm import Communicator
 from mfpar.ratings.columns import IDS, Wanted
 from mfpar.ratings.database import Database, literal
 from mfpar.ratings.scans import Scan, open_scans
@@ -86,6 +87,14 @@ class Ratings:
                 if self.count == first:
                     raise RatingsError(f"{name_of(source)}: no {'ratings' if wanted.rating else 'pairs'} found")
                 self._check(first, scans, ends)
+
+    def agree(self, comm: Communicator) -> None:
+        """Make ids VARCHAR here too where another rank has met text; `count` becomes that of all ranks. Collective."""
+        met = comm.gather([self.count, sorted(self.texts)])
+        self.count = sum(count for count, _ in met)
+        for side in IDS:
+            if side not in self.texts and any(side in texts for _, texts in met):
+                self._widen(side)
 
     def _append(self, scan: Scan, held: str) -> None:
         # Through DOUBLE whatever the source, so that the same number gives the same FLOAT.
