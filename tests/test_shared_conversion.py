@@ -18,6 +18,7 @@ from mfpar.errors import FormatError, MfparError, OutputExistsError, RatingsErro
 from mfpar.parallel.exchange import exchange
 from mfpar.ratings import moving
 from mfpar.ratings.convert import convert
+from mfpar.ratings.database import Database
 from mfpar.ratings.sharing import own_sources
 
 pytest.importorskip("duckdb")
@@ -190,6 +191,19 @@ def test_parcels_of_any_size():
             assert found == [(n, {k} if n else set()) for n, k in zip(sizes, senders, strict=True)]
 
 
+def test_a_statement_is_interrupted_when_another_rank_fails(tmp_path):
+    """Undisturbed it would take minutes."""
+
+    def body(comm):
+        with Database(tmp_path, comm=comm) as database:
+            if comm.rank == 1:
+                raise StorageError("the disk is gone")
+            return database.scalar("SELECT sum(md5_number_lower('x' || i)) FROM range(100_000_000_000) t(i)")
+
+    assert [str(outcome) for outcome in simulated.run_all(2, body)] == ["the disk is gone"] * 2
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_error_names_file_and_line_and_leaves_nothing(tmp_path, parts):
     bad = Path(parts).parent / "part5.csv"
     good = bad.read_text()
@@ -305,6 +319,13 @@ def test_the_command_line_under_mpirun(tmp_path, parts, run_cli):
         == alone.stdout.replace("one", "all").split(" s\n")[0].rpartition(",")[0]
     )
     assert_same(tmp_path / "all.h5", tmp_path / "one.h5")
+    before = sorted(tmp_path.rglob("*"))
     refused = run_cli("convert", parts, "-o", "all.h5", ranks=2)
     assert refused.returncode == 2
     assert "all.h5: exists already" in refused.stderr
+    last = Path(parts).parent / "part7.csv"
+    last.write_text("user 1,1,1.0\nuser 2,,2.0\n")
+    failed = run_cli("convert", parts, "-o", "all.h5", "--force", ranks=2)
+    assert failed.returncode == 1
+    assert failed.stderr.count(f"mfpar: error: {last}, line 2: the item id is missing") == 1
+    assert sorted(tmp_path.rglob("*")) == before

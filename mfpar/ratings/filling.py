@@ -11,7 +11,7 @@ from mfpar.blockfile import Header
 from mfpar.grid import Grid
 from mfpar.kernels.spread import RUN
 from mfpar.parallel.comm import Communicator
-from mfpar.ratings.blocks import Block, SortedRatings, Statistics
+from mfpar.ratings.blocks import BATCH, Block, SortedRatings, Statistics
 from mfpar.ratings.blockwriter import BlockedWriter
 from mfpar.ratings.columns import Wanted
 from mfpar.ratings.ordering import UNKNOWN, spread
@@ -58,13 +58,19 @@ def write_blocks(
 
 
 def _with_orders(blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
-    """Each block with the order of its ratings, which threads find while others are fetched and written."""
+    """Each block with the order of its ratings, which threads find while others are fetched and written.
+
+    Together those that wait hold no more ratings than a batch, which memory is counted for: a larger block is alone.
+    """
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting: deque[tuple[Block, Future[np.ndarray]]] = deque()
+        ratings = 0
         for block in blocks:
             waiting.append((block, pool.submit(spread, block.rows, block.cols, block.held)))
-            if len(waiting) > AHEAD:
+            ratings += len(block.values)
+            while len(waiting) > AHEAD or ratings > BATCH:
                 first, order = waiting.popleft()
+                ratings -= len(first.values)
                 yield first, order.result()
         for first, order in waiting:
             yield first, order.result()

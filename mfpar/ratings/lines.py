@@ -10,7 +10,7 @@ from mfpar.ratings.database import Database
 from mfpar.ratings.moving import STRING, Rows, batch, move
 from mfpar.ratings.ordering import Line
 
-SAMPLE = 64  # ids of each rank, by which ranks share out all ids
+SAMPLE = 4096  # ids by which ranks share out all ids
 
 
 class Lines:
@@ -74,7 +74,7 @@ class Lines:
     def _among(self, comm: Communicator, kind: str, known: str) -> Callable[[Rows], np.ndarray]:
         """Where to send ids so that each rank gets its share of them in ascending order; the share is about equal."""
         # They lie by their hash: the first of a rank are as good as any.
-        some = [row[0] for row in self._database.run(f"SELECT id {known} AND rowid < {SAMPLE}")]
+        some = [row[0] for row in self._database.run(f"SELECT id {known} AND rowid < {max(8, SAMPLE // comm.size)}")]
         sample = sorted(id for ids in comm.gather(some) for id in ids)
         bounds = [sample[rank * len(sample) // comm.size] for rank in range(1, comm.size)]
         splitters = np.array(bounds, object if kind == "VARCHAR" else np.int64)
