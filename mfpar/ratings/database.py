@@ -16,6 +16,7 @@ from mfpar.parallel.comm import Communicator, Serial
 
 ALLOWANCE = 288 << 20  # bytes: Python, NumPy, h5py, one batch of ratings, and what DuckDB takes beyond its limit
 MESSAGES = 96 << 20  # bytes: MPI, and rows on their way to other ranks
+BOOKS = 1.5  # bytes a rating that DuckDB takes beyond its limit, for the books that it keeps on what it has spilled
 LEAST = 128 << 20  # bytes: below this limit DuckDB can't sort
 PER_THREAD = 128 << 20  # bytes: what a thread needs to sort without spilling all the time
 
@@ -48,6 +49,7 @@ class Database:
         self._thread = ThreadPoolExecutor(1) if self._comm.size > 1 else None
         self._memory = memory
         self._allowance = ALLOWANCE + (MESSAGES if self._comm.size > 1 else 0)
+        self._books = 0
         self._limit(0)  # a request that can't be met fails before anything is made
         try:
             self._temporary = tempfile.TemporaryDirectory(prefix=".mfpar.", suffix=".tmp", dir=parent)
@@ -80,7 +82,12 @@ class Database:
             raise ConfigError(
                 f"memory={self._memory >> 20}M is too small for this conversion, which needs at least {needed}M"
             )
-        return f"{left}B"
+        return f"{max(LEAST, left - self._books)}B"
+
+    def keep_books(self, ratings: int) -> None:
+        """Leave memory to what DuckDB does not count when it holds so many ratings."""
+        self._books = int(BOOKS * ratings)
+        self.run(f"SET memory_limit = '{self._limit(0)}'")
 
     @contextlib.contextmanager
     def reserving(self, size: int) -> Iterator[None]:

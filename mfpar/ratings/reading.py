@@ -87,11 +87,14 @@ class Ratings:
                 if self.count == first:
                     raise RatingsError(f"{name_of(source)}: no {'ratings' if wanted.rating else 'pairs'} found")
                 self._check(first, scans, ends)
+            self._database.keep_books(self.count)
 
     def agree(self, comm: Communicator) -> None:
         """Make ids VARCHAR here too where another rank has met text; `count` becomes that of all ranks. Collective."""
         met = comm.gather([self.count, sorted(self.texts)])
-        self.count = sum(count for count, _ in met)
+        total = sum(count for count, _ in met)
+        self._database.keep_books(max(self.count, total // comm.size))
+        self.count = total
         for side in IDS:
             if side not in self.texts and any(side in texts for _, texts in met):
                 self._widen(side)
