@@ -24,7 +24,7 @@ HOUSE = (
     ("errors",),
     ("losses",),
     ("atomic", "hashing", "grid", "config", "kernels", "parallel"),
-    ("shards", "schedule", "blockreader", "sharded", "metrics"),
+    ("shards", "schedule", "formats", "blockreader", "sharded", "metrics"),
     ("blockfile", "budget"),
     ("engine", "ratings"),
     ("model", "planning"),
@@ -43,6 +43,7 @@ LIBRARIES = {
     "numba": ("kernels",),
     "llvmlite": ("kernels",),
     "h5py": (
+        "formats",
         "blockreader",
         "sharded",
         "blockfile",

@@ -76,7 +76,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """What a file of either kind holds, as plain JSON values."""
-    from mfpar.blockfile import BlockedFile, format_of
+    from mfpar.blockfile import BlockedFile
+    from mfpar.formats import format_of
     from mfpar.model.opening import FORMAT
 
     if format_of(path) == FORMAT:

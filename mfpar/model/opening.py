@@ -10,8 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mfpar.blockfile import reading, require_format
 from mfpar.errors import ConfigError, FormatError, StorageError
+from mfpar.formats import reading, require_format
 from mfpar.grid import Grid
 from mfpar.losses import Loss, find
 from mfpar.model.links import TRANSFORMS, apply_link
