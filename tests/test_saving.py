@@ -111,11 +111,11 @@ def test_a_rank_that_can_not_write_leaves_the_old_model(data, old, monkeypatch, 
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("where", ["_show_shards", "attributes", "replace"])
+@pytest.mark.parametrize("where", ["show_shards", "attributes", "replace"])
 def test_a_master_that_can_not_be_written_leaves_the_old_model(data, old, monkeypatch, ranks, where):
     path, before = old
-    if where == "_show_shards":
-        monkeypatch.setattr(saving, "_show_shards" if ranks > 1 else "_write_blocks", full)
+    if where == "show_shards":
+        monkeypatch.setattr(saving, "show_shards" if ranks > 1 else "_write_blocks", full)
     elif where == "attributes":
         monkeypatch.setattr(saving.h5py.AttributeManager, "update", full)
     else:
