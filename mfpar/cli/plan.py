@@ -12,16 +12,18 @@ from mfpar.cli.options import add_settings, read_config, settings_of
 from mfpar.config import ModelConfig, TrainConfig, size
 from mfpar.errors import ConfigError
 from mfpar.parallel import launch
+from mfpar.parallel.comm import Communicator
 
 if TYPE_CHECKING:
     from mfpar.planning.cluster import Network
     from mfpar.planning.plan import Line, Plan
 
-OF_RUN = ("optimizer", "threads", "seed")  # settings of a run that a plan depends on
+OF_RUN = ("optimizer", "threads", "seed", "epochs")  # settings of a run that a plan depends on
 
 _TEXT = """Says for each number of ranks what one of them needs in memory, what nodes send each other, and how long an
 epoch will take, by a model of every step (docs/scaling.md). Plans for a blocked file, or for what --shape and --nnz
-describe. Under mpirun on several nodes the network between the first two is measured."""
+describe. Under mpirun, where the job is to run, all ranks try their kernels at the same time, and the network between
+the first two nodes is measured."""
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -75,18 +77,19 @@ def run(args: argparse.Namespace) -> None:
     comm = launch.world()
     with comm.guard():
         network = args.network or calibration.network_of(comm)
-        if comm.rank == 0:
-            plan, notes = _plan(args, network)
-            if args.json:
-                print(json.dumps(plan.as_dict() | {"notes": notes}))
-            elif sys.stdout.isatty() and not launch.expected_size()[1]:
-                _show_table(plan, notes)
-            else:
-                _show_columns(plan, notes)
+        plan, notes = _plan(args, network, comm)
+        if comm.rank > 0:
+            return
+        if args.json:
+            print(json.dumps(plan.as_dict() | {"notes": notes}))
+        elif sys.stdout.isatty() and not launch.expected_size()[1]:
+            _show_table(plan, notes)
+        else:
+            _show_columns(plan, notes)
 
 
-def _plan(args: argparse.Namespace, network: "Network | None") -> tuple["Plan", list[str]]:
-    """The plan, and in words what it rests on."""
+def _plan(args: argparse.Namespace, network: "Network | None", comm: Communicator) -> tuple["Plan", list[str]]:
+    """The plan, and in words what it rests on. Collective."""
     from mfpar.blockfile import BlockedFile
     from mfpar.planning import calibration
     from mfpar.planning.cluster import DISK, ETHERNET, Cluster
@@ -108,7 +111,7 @@ def _plan(args: argparse.Namespace, network: "Network | None") -> tuple["Plan", 
         ranks = possible_ranks(job, cluster, args.ranks)
         rates = dict.fromkeys(ranks, args.rate)
         if args.rate is None:
-            rates = calibration.rates_by_ranks(job, opened, model, loss, train, cluster, ranks)
+            rates = calibration.rates_by_ranks(job, opened, model, loss, train, cluster, ranks, comm)
     plan = make_plan(job, cluster, ranks, memory=args.memory, spill=args.spills, rates=rates)
     by = {
         "rate": "given" if args.rate else "measured",

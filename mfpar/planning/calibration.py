@@ -167,10 +167,12 @@ def rates_by_ranks(
     train: TrainConfig,
     cluster: Cluster,
     ranks: Collection[int],
+    comm: Communicator,
 ) -> dict[int, float]:
-    """Updates a second of a worker on each number of ranks, whose share of the matrix and of the caches differs. Local.
+    """Updates a second of a worker on each number of ranks, whose share of the matrix and of the caches differs.
 
-    Nodes are taken to be like this machine: where a node has more workers than this has cores, they share them.
+    Collective: several ranks try at the same time, each with its threads, as many as a number of ranks has. One alone
+    takes nodes to be like this machine: where a node has more workers than this has cores, they share them.
 
     Parameters
     ----------
@@ -183,10 +185,13 @@ def rates_by_ranks(
     sample = Sample.of_file(file, most, job.layout) if file else Sample.of_job(job, loss, most)
     rates = {}
     for count in ranks:
-        workers = cluster.threads * min(cluster.ranks_per_node, count)
-        together = min(cores, workers)
-        rate = update_rate(sample.of_fewer(held[count]), model, loss, train, together, SECONDS / len(held))
-        rates[count] = rate * together / workers
+        workers = cluster.threads * (min(cluster.ranks_per_node, count) if comm.size == 1 else 1)
+        together, rate = min(cores, workers), 0.0
+        comm.gather(None)
+        if comm.rank < count:
+            rate = update_rate(sample.of_fewer(held[count]), model, loss, train, together, SECONDS / len(held))
+        tried = comm.gather(rate * together / workers)[:count]
+        rates[count] = statistics.mean(tried)
     return rates
 
 

@@ -34,6 +34,7 @@ class Job:
         Of a rating, in memory and in the file.
     ratings : int
         Of training, in all.
+    epochs : int
     evaluated : bool
         Held-out ratings are measured after each epoch, for which column-blocks go home.
     skew : float
@@ -47,6 +48,7 @@ class Job:
     seed: int
     rating_bytes: int
     ratings: int
+    epochs: int = 20
     evaluated: bool = False
     skew: float = 0.0
 
@@ -63,6 +65,7 @@ class Job:
             seed=train.seed,
             rating_bytes=_rating_bytes(rows, cols, file.header.weighted),
             ratings=file.header.ratings,
+            epochs=train.epochs,
             evaluated=len(parts) > 1 or train.validates,
         )
 
@@ -103,7 +106,7 @@ class Job:
         counts = np.broadcast_to(np.int64(-(-ratings // size**2)), (size, size))
         layout = Layout.of(model, train)
         rating_bytes = _rating_bytes(rows, cols, False)
-        return cls(rows, cols, {"train": counts}, layout, train.seed, rating_bytes, ratings, skew=skew)
+        return cls(rows, cols, {"train": counts}, layout, train.seed, rating_bytes, ratings, train.epochs, skew=skew)
 
     @property
     def size(self) -> int:

@@ -15,7 +15,7 @@ from mfpar.grid import span
 from mfpar.planning.cluster import Cluster
 from mfpar.planning.job import Job
 from mfpar.planning.simulator import Epoch, simulate
-from mfpar.planning.traffic import sent_in_epoch
+from mfpar.planning.traffic import sent_on_average
 
 EPOCH = 2  # the one that is planned: the first with an exchange before it
 
@@ -32,7 +32,7 @@ class Line:
     fits : bool or None
         Whether that is within the bound; None without one.
     sent : int
-        Bytes from node to node in an epoch, all nodes together.
+        Bytes from node to node in an epoch, all nodes together, on average.
     epoch : Epoch
     read : int
         Bytes that a rank reads from the disk in an epoch, at most.
@@ -170,7 +170,7 @@ def _line(job: Job, cluster: Cluster, ranks: int, memory: int | None, spill: boo
         nodes=-(-ranks // cluster.ranks_per_node),
         needs=needs,
         fits=None if memory is None else needs.total <= memory,
-        sent=sent_in_epoch(job, ranks, cluster, EPOCH),
+        sent=sent_on_average(job, ranks, cluster),
         epoch=simulate(job, ranks, cluster, EPOCH, streamed=needs.streamed),
         read=_most_ratings(job, ranks) * job.rating_bytes if needs.streamed else 0,
         rate=cluster.rate,

@@ -12,6 +12,8 @@ from mfpar.planning.cluster import Cluster, Crews
 from mfpar.planning.job import Job
 from mfpar.schedule import ring
 
+MANY = 50  # epochs
+
 
 def order_before(job: Job, epoch: int) -> np.ndarray:
     """int64[G]: the order in which column-blocks lie before an epoch (from 1)."""
@@ -23,6 +25,12 @@ def sent_in_epoch(job: Job, ranks: int, cluster: Cluster, epoch: int) -> int:
     node = Crews.of(job.size, ranks, cluster).node_of_place
     before, after = order_before(job, epoch), ring(job.size, job.seed, epoch)
     return sent_in_pass(job.block_bytes, node) + int(Moves.of(job.block_bytes, node, before, after).leaving.sum())
+
+
+def sent_on_average(job: Job, ranks: int, cluster: Cluster) -> int:
+    """Bytes that all nodes send in an epoch, on average over those of the run, or many: they differ in the exchange."""
+    epochs = range(1, min(job.epochs, MANY) + 1)
+    return round(sum(sent_in_epoch(job, ranks, cluster, epoch) for epoch in epochs) / len(epochs))
 
 
 def sent_in_pass(block_bytes: np.ndarray, node: np.ndarray) -> int:
