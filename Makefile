@@ -15,7 +15,8 @@ OTHERS := $(VENV)-peers
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint bench bench-kernels bench-epoch bench-scaling bench-peers bench-data-parallel \
-	bench-convert bench-accuracy bench-ranking bench-scaling-model clean
+	bench-convert bench-accuracy bench-ranking bench-scaling-model \
+	bench-memory bench-nodes clean
 # Benchmarks that share the machine measure each other.
 .NOTPARALLEL:
 
@@ -91,6 +92,12 @@ bench-data-parallel: $(INSTALLED) ## model parallelism beside averaging copies o
 
 bench-scaling-model: $(INSTALLED) ## a model of more ranks than there are here, to 4,096 (4 minutes)
 	$(BIN)/python bench/simulate.py $(SIMULATE)
+
+bench-memory: $(INSTALLED) ## what ranks planned to take in memory, and took: resident, streamed, spilled
+	$(BIN)/python bench/memory.py
+
+bench-nodes: $(INSTALLED) ## hosts made of namespaces: a model larger than one, waits, plans against runs (root, Linux; 5 minutes)
+	$(BIN)/python bench/nodes.py
 
 bench-convert: $(INSTALLED) ## a large CSV to a blocked file under a bound of memory
 	$(BIN)/python bench/convert.py
