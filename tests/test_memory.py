@@ -287,6 +287,10 @@ def test_limits_are_those_of_cgroups_and_slurm(tmp_path, monkeypatch):
     assert limits.allowed_memory(1) == 2_700_000
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "1")
     assert limits.allowed_memory(1) == int(0.9 * 2**20)
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1000")
+    groups.write_text("")
+    assert limits.allowed_memory(1) == int(0.9 * 1000 * 2**20)
+    assert limits.allowed_memory(4) == (int(0.9 * 1000 * 2**20) - limits.LIBRARIES) // 4 + limits.LIBRARIES
 
 
 PEAK = """

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SHARE = 0.9  # of it, to leave room for what is not ours
+LIBRARIES = 100_000_000  # bytes of libraries, which all ranks of a node share, but which count for each of them
 CONTROLLERS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 UNLIMITED = 1 << 60  # bytes: what version 1 says where nothing is set is above
@@ -16,7 +17,10 @@ UNLIMITED = 1 << 60  # bytes: what version 1 says where nothing is set is above
 def allowed_memory(ranks: int) -> int | None:
     """Bytes that each of so many ranks on this node may take; None where nothing says how much there is."""
     known = [*_cgroup_limits(), *_slurm_limits(), *_machine()]
-    return int(SHARE * min(known)) // ranks if known else None
+    if not known:
+        return None
+    allowed = int(SHARE * min(known))
+    return max(allowed // ranks, (allowed - LIBRARIES) // ranks + LIBRARIES)
 
 
 def peak_memory() -> int:
