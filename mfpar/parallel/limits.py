@@ -20,7 +20,8 @@ def allowed_memory(ranks: int) -> int | None:
     if not known:
         return None
     allowed = int(SHARE * min(known))
-    return max(allowed // ranks, (allowed - LIBRARIES) // ranks + LIBRARIES)
+    shared = LIBRARIES if allowed > LIBRARIES else 0
+    return (allowed - shared) // ranks + shared
 
 
 def peak_memory() -> int:
