@@ -1,5 +1,6 @@
 """Opens a saved model: checks every file that it is made of, and maps them without reading the factors."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +22,21 @@ from mfpar.model.table import Ids, Table
 FORMAT = "mfpar model"
 VERSION = 2
 TABLES = ("P", "Q", "row_bias", "col_bias", "row_ids", "col_ids")
+OWN = ("cuts", "checksums", "id_checksums")  # of each side, in the master itself
+
+
+def checksum_of(file: h5py.File) -> str:
+    """SHA-256 (hex) over a master's attributes, but for this one, and every table that is its own."""
+    attributes = {
+        name: value.item() if isinstance(value, np.generic) else str(value)
+        for name, value in file.attrs.items()
+        if name != "checksum"
+    }
+    sha = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
+    for side in ("row", "col"):
+        for name in OWN:
+            sha.update(np.ascontiguousarray(file[f"{side}_{name}"][()]).view(np.uint8))
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,10 @@ def open_model(path: str | Path, loss: str | Loss | None = None) -> Model:
     with reading(path, "header"), h5py.File(path, "r") as file:
         attributes = file.attrs
         require_format(file, path, FORMAT, VERSION, "a model", "mfpar train")
+        if "checksum" in attributes and checksum_of(file) != attributes["checksum"]:  # models of earlier days have none
+            raise FormatError(
+                f"{path}: is damaged: attributes, cuts and tables of checksums do not match their checksum; train again"
+            )
         arguments: dict[str, Any] = {
             "path": path,
             "grid": Grid(file["row_cuts"][()], file["col_cuts"][()]),

@@ -11,9 +11,11 @@ import numpy as np
 from mfpar.blockfile import BlockedFile, digest
 from mfpar.engine.training import Training
 from mfpar.errors import DivergedError
-from mfpar.model.opening import FORMAT, TABLES, VERSION
+from mfpar.model.opening import FORMAT, TABLES, VERSION, checksum_of
 from mfpar.parallel.comm import Communicator
 from mfpar.sharded import new_file, show_shards, write_sharded
+
+CHECKSUMS = ("row_checksums", "col_checksums", "row_id_checksums", "col_id_checksums")
 
 
 def save_model(path: Path, training: Training, file: BlockedFile, record: dict[str, Any], comm: Communicator) -> str:
@@ -42,8 +44,9 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
     DivergedError
         A factor is infinite or undefined.
     """
-    checksums = _gathered_checksums(training, comm)
-    fingerprint = hashlib.sha256(b"".join(sums.tobytes() for sums in checksums.values())).hexdigest()
+    checksums = _gathered_checksums(training, file, comm)
+    vouching = (checksums["row_checksums"], checksums["col_checksums"])
+    fingerprint = hashlib.sha256(b"".join(sums.tobytes() for sums in vouching)).hexdigest()
     attributes = _attributes(training, file, record) | {"fingerprint": fingerprint}
 
     def write_shard(temporary: Path) -> None:
@@ -60,13 +63,14 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
                 target[name] = array
             target["row_cuts"], target["col_cuts"] = file.grid.row_cuts, file.grid.col_cuts
             target.attrs.update(attributes)
+            target.attrs["checksum"] = checksum_of(target)
 
     write_sharded(path, comm, write_shard, write_master)
     return fingerprint
 
 
-def _gathered_checksums(training: Training, comm: Communicator) -> dict[str, np.ndarray]:
-    """Checksum of every block, of rows and of columns: uint8[G, 32] each, on every rank."""
+def _gathered_checksums(training: Training, file: BlockedFile, comm: Communicator) -> dict[str, np.ndarray]:
+    """Checksum of every block and of its ids, of rows and of columns: uint8[G, 32] each, on every rank."""
     mine = []
     for side, block in (("row", training.row_block), ("column", training.col_block)):
         sums = []
@@ -76,10 +80,13 @@ def _gathered_checksums(training: Training, comm: Communicator) -> dict[str, np.
                 raise DivergedError(f"training diverged: {side}-block {index} is not finite; use a smaller --lr")
             sums.append(digest(factors, bias).tobytes().hex())
         mine.append(sums)
+    for side in ("rows", "cols"):
+        blocks = range(training.first, training.last)
+        mine.append([digest(file.ids(side, index, index + 1)).tobytes().hex() for index in blocks])
     ranks = comm.gather(mine)
     return {
         name: np.array([list(bytes.fromhex(text)) for rank in ranks for text in rank[side]], np.uint8)
-        for side, name in enumerate(("row_checksums", "col_checksums"))
+        for side, name in enumerate(CHECKSUMS)
     }
 
 
