@@ -28,7 +28,7 @@ HOUSE = (
     ("blockfile", "budget"),
     ("engine", "ratings"),
     ("model", "planning"),
-    ("integrity",),
+    ("integrity", "doctor"),
     ("api",),
     ("__init__",),
     ("cli",),

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mfpar.cli import convert, inspect, plan, serve, train, tune, verify
+from mfpar.cli import convert, doctor, inspect, plan, serve, train, tune, verify
 from mfpar.cli.display import print_event
 from mfpar.errors import MfparError
 from mfpar.parallel import launch
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (convert, plan, train, tune, inspect, verify, serve):
+    for module in (convert, plan, train, tune, inspect, verify, serve, doctor):
         module.add_verbs(verbs)
     for verb in verbs.choices.values():
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,0 +1,1 @@
+"""Whether machines, MPI and settings are fit for a run: `mfpar doctor`."""
