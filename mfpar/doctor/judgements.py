@@ -102,12 +102,10 @@ def shm(ranks: Facts) -> Finding:
     """The folder where MPI libraries keep what ranks of a host share."""
     free = [rank["shm"] for rank in ranks if rank["shm"] is not None]
     if not free:
-        return judged("shm", len(ranks) == 1, "/dev/shm is not there", "mount a tmpfs there for MPI")
+        return judged("shm", len(ranks) == 1, "there is no /dev/shm", "mount a tmpfs there for MPI")
     needed = max(len(some) for some in _by_host(ranks).values()) * LITTLE_SHM
     good = min(free) >= needed or len(ranks) == 1
-    return judged(
-        "shm", good, f"{min(free) >> 20:,} MB free in /dev/shm", "docker run --shm-size=1g, or a larger tmpfs"
-    )
+    return judged("shm", good, f"{min(free) >> 20:,} MB free in /dev/shm", "make it larger (docker run --shm-size=1g)")
 
 
 def memfd(ranks: Facts) -> Finding:
