@@ -81,6 +81,7 @@ def test_cores_against_ranks_and_threads():
     bound = [{**GOOD, "cores": [0]} for _ in range(2)]
     assert "2 rank(s) × 1 thread(s) on alpha share 1 core(s)" in judgements.cores(bound, 1).message
     assert "may use 1 core(s) for 2" in judgements.cores(bound, 2).message
+    assert "2 rank(s) × 1 thread(s) on alpha share 1" in judgements.cores([*bound, GOOD], 1).message
     assert judgements.cores([{**GOOD, "cores": [0]}, {**GOOD, "host": "beta", "cores": [0]}], 1).state == OK
 
 

@@ -67,10 +67,13 @@ def cores(ranks: Facts, threads: int) -> Finding:
         if tied:
             message = f"a rank of {host} may use {len(tied[0]['cores'])} core(s) for {threads} thread(s)"
             return judged("cores", False, message, "mpirun --bind-to none, or --cpus-per-task in SLURM")
-        if len(some) * threads > len(usable):
-            message = f"{len(some)} rank(s) × {threads} thread(s) on {host} share {len(usable)} core(s)"
-            advice = "fewer ranks or --threads; or --bind-to none where cores were left out"
-            return judged("cores", False, message, advice)
+        # Ranks are crowded if any set of cores is all that too many of them may use: two bound to one core, or all.
+        for within in [*(set(rank["cores"]) for rank in some), usable]:
+            crowd = sum(within.issuperset(rank["cores"]) for rank in some)
+            if crowd * threads > len(within):
+                message = f"{crowd} rank(s) × {threads} thread(s) on {host} share {len(within)} core(s)"
+                advice = "fewer ranks or --threads; or --bind-to none where ranks are bound to some of the cores"
+                return judged("cores", False, message, advice)
     per_host = ", ".join(
         f"{host} {len(set().union(*(rank['cores'] for rank in some)))}" for host, some in _by_host(ranks).items()
     )
