@@ -14,7 +14,7 @@ def format_of(path: Path) -> str:
     try:
         with h5py.File(path, "r") as file:
             return str(file.attrs.get("format", ""))
-    except OSError:
+    except (OSError, KeyError, ValueError, RuntimeError):  # whoever opens it as what it should be says what is wrong
         return ""
 
 

@@ -237,10 +237,26 @@ def test_truncated(data):
     assert not verify(data.path).sound
 
 
+def test_any_byte_may_be_damaged(model):
+    """Whatever HDF5 makes of it, the findings say so; a byte that nothing uses is no damage."""
+    whole = model.read_bytes()
+    verdicts = []
+    for at in range(0, len(whole), 97):
+        model.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        verdicts.append(verify(model).sound)
+    assert verdicts.count(False) > len(verdicts) // 2
+
+
 def test_pieces_are_bounded_and_change_nothing(data, monkeypatch):
     whole = verify(data.path)
     monkeypatch.setattr(findings, "PIECE", 300)
     assert verify(data.path) == whole
+
+
+def test_pieces_of_a_model(model, monkeypatch):
+    whole = verify(model)
+    monkeypatch.setattr(findings, "PIECE", 100)
+    assert verify(model) == whole
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
