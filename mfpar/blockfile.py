@@ -18,9 +18,9 @@ import numpy as np
 
 from mfpar.blockreader import Reader
 from mfpar.errors import FormatError, StorageError
-from mfpar.formats import reading, require_format
+from mfpar.formats import reading, require_ascent, require_dataset, require_format, require_hdf5
 from mfpar.grid import Grid
-from mfpar.sharded import require_shards
+from mfpar.sharded import require_shards, size_of
 
 FORMAT = "mfpar blocked ratings"
 VERSION = 2
@@ -128,6 +128,7 @@ class BlockedFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise StorageError(f"{path}: no such file")
+        require_hdf5(self.path)
         with self._reading("header"):
             self._closing = contextlib.ExitStack()
             self._file = self._closing.enter_context(h5py.File(self.path, "r", rdcc_nbytes=CACHE))
@@ -145,11 +146,34 @@ class BlockedFile:
         types = get_type_hints(Header)
         self.header = Header(**{name: kind(attributes[name].item()) for name, kind in types.items()})
         self.checksum: str = attributes["checksum"]
+        self._require_datasets()
         if checksum_of(self.header, self._file) != self.checksum:
             raise FormatError(
                 f"{self.path}: is damaged: header and tables do not match their checksum; convert the source again"
             )
+        header = self.header
         self.grid = Grid(self._file["rows/cuts"][()], self._file["cols/cuts"][()])
+        for side, count in zip(SIDES, (header.rows, header.cols), strict=True):
+            require_ascent(self.path, f"{side}/cuts", self.grid.cuts(side), count, 1)
+        for part, count in zip(PARTS, (header.ratings, header.test_ratings), strict=True):
+            require_ascent(self.path, f"{part}/offsets", self._file[f"{part}/offsets"][()], count, 0)
+
+    def _require_datasets(self) -> None:
+        """Raise FormatError unless every dataset has the type and shape that the header tells, and a file behind it."""
+        file, path, header, most = self._file, self.path, self.header, size_of(self._file, self.path)
+        grid = len(require_dataset(file, path, "rows/cuts", ("int64",), (None,), most)) - 1
+        for side, count in zip(SIDES, (header.rows, header.cols), strict=True):
+            require_dataset(file, path, f"{side}/cuts", ("int64",), (grid + 1,), most)
+            require_dataset(file, path, f"{side}/checksums", ("uint8",), (grid, 32), most)
+            require_dataset(file, path, f"{side}/ids", ("int64", "S"), (count,), most)
+            for name in ("order", "counts"):
+                require_dataset(file, path, f"{side}/{name}", ("int64",), (count,), most)
+        for part, count in zip(PARTS, (header.ratings, header.test_ratings), strict=True):
+            require_dataset(file, path, f"{part}/offsets", ("int64",), (grid**2 + 1,), most)
+            require_dataset(file, path, f"{part}/checksums", ("uint8",), (grid, 32), most)
+            for name in arrays_of(part, header.weighted):
+                dtypes = ("uint16", "uint32") if name in SIDES else ("float32",)
+                require_dataset(file, path, f"{part}/{name}", dtypes, (count,), most)
 
     def strip(self, part: str, first: int, last: int) -> Strip:
         """Read and verify the ratings of the row-blocks first … last − 1 of `part` ("train" or "test")."""

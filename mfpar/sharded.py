@@ -16,6 +16,7 @@ import numpy as np
 
 from mfpar.atomic import DiskFile, replacing, storage_errors
 from mfpar.errors import FormatError
+from mfpar.formats import require_hdf5
 from mfpar.parallel.comm import Communicator
 
 SHARD = r"([0-9a-f]{8})-\d+of\d+\.h5"  # the name of a shard: token, rank and ranks
@@ -113,7 +114,7 @@ def shards_shown(file: h5py.File) -> set[str]:
 
 
 def require_shards(file: h5py.File, path: Path, what: str) -> None:
-    """Raise FormatError if a shard of an open master is missing: HDF5 would read it as zeros, without a word.
+    """Raise FormatError if a shard of an open master is missing, which HDF5 would read as zeros, or no HDF5 file.
 
     Parameters
     ----------
@@ -125,6 +126,13 @@ def require_shards(file: h5py.File, path: Path, what: str) -> None:
             raise FormatError(
                 f"{folder / name}: this shard of the {what} {path} is missing; copy it together with its .shards folder"
             )
+        require_hdf5(folder / name)
+
+
+def size_of(file: h5py.File, path: Path) -> int:
+    """Bytes of an open master and its shards, or of a file without any."""
+    folder = path.resolve().parent
+    return sum(one.stat().st_size for one in (path, *(folder / name for name in shards_shown(file))))
 
 
 def _shards_of(path: Path) -> list[Path]:

@@ -23,7 +23,7 @@ LONGEST = 300  # lines of a module
 HOUSE = (
     ("errors",),
     ("losses",),
-    ("atomic", "hashing", "grid", "config", "kernels", "parallel"),
+    ("atomic", "hashing", "heaps", "grid", "config", "kernels", "parallel"),
     ("shards", "schedule", "formats", "blockreader", "sharded", "metrics"),
     ("blockfile", "budget"),
     ("engine", "ratings"),

@@ -22,7 +22,7 @@ from mfpar.grid import Grid, span
 from mfpar.model import model as model_module
 from mfpar.model import scorer, topk
 from mfpar.model.export import export
-from mfpar.model.opening import TABLES, open_model
+from mfpar.model.opening import TABLES, checksum_of, open_model
 from mfpar.model.table import Ids, Table
 from mfpar.ratings.blockwriter import BlockedWriter
 
@@ -81,11 +81,12 @@ def write_model(path: Path, dense: Dense, shards: int, **attributes: object) -> 
         for side, factors, cuts in (("row", "P", ROW_CUTS), ("col", "Q", COL_CUTS)):
             inside = [slice(a, b) for a, b in itertools.pairwise(cuts)]
             file[f"{side}_checksums"] = [digest(tables[factors][b], tables[f"{side}_bias"][b]) for b in inside]
+            file[f"{side}_id_checksums"] = [digest(tables[f"{side}_ids"][b]) for b in inside]
         fingerprint = hashlib.sha256(file["row_checksums"][()].tobytes() + file["col_checksums"][()].tobytes())
         file.attrs.update(
             {
                 "format": "mfpar model",
-                "version": 2,
+                "version": 3,
                 "factors": K,
                 "biases": 1,
                 "mean": MEAN,
@@ -105,6 +106,7 @@ def write_model(path: Path, dense: Dense, shards: int, **attributes: object) -> 
                 **attributes,
             }
         )
+        file.attrs["checksum"] = checksum_of(file.attrs, file)
     return path
 
 
@@ -495,8 +497,8 @@ def test_what_is_no_model_is_refused(blocked, dense, tmp_path):
         open_model(tmp_path / "missing.h5")
     with pytest.raises(FormatError, match="not a model"):
         open_model(blocked[0])
-    with pytest.raises(FormatError, match="version 3"):
-        open_model(write_model(tmp_path / "new.h5", dense, 1, version=3))
+    with pytest.raises(FormatError, match="version 4"):
+        open_model(write_model(tmp_path / "new.h5", dense, 1, version=4))
     with pytest.raises(FormatError, match=r"P is float32 \(23, 5\), expected \(23, 6\)"):
         open_model(write_model(tmp_path / "shape.h5", dense, 1, factors=6))
     with pytest.raises(FormatError, match="header"):

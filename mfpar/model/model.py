@@ -32,6 +32,8 @@ class Model(Scorer):
     grid: Grid
     row_checksums: np.ndarray  # uint8[G, 32], see `verify`
     col_checksums: np.ndarray
+    row_id_checksums: np.ndarray
+    col_id_checksums: np.ndarray
     biases: bool
     link: str  # "identity", "sigmoid", "exp", or "custom": what makes predictions of scores
     mean: float  # of the training ratings
@@ -254,19 +256,28 @@ class Model(Scorer):
         Raises
         ------
         FormatError
-            A block of factors and biases is not what was saved.
+            A block of factors and biases, or its ids, are not what was saved.
         """
         sums = self.row_checksums.tobytes() + self.col_checksums.tobytes()
         if hashlib.sha256(sums).hexdigest() != self.fingerprint:
             raise FormatError(f"{self.path}: is damaged: its checksums do not match its fingerprint; train again")
         sides = {
-            "row": (self.grid.row_cuts, self.P, self.row_bias, self.row_checksums),
-            "column": (self.grid.col_cuts, self.Q, self.col_bias, self.col_checksums),
+            "row": (self.grid.row_cuts, self.P, self.row_bias, self.row_checksums, self.row_ids, self.row_id_checksums),
+            "column": (
+                self.grid.col_cuts,
+                self.Q,
+                self.col_bias,
+                self.col_checksums,
+                self.col_ids,
+                self.col_id_checksums,
+            ),
         }
-        for side, (cuts, factors, bias, checksums) in sides.items():
+        for side, (cuts, factors, bias, checksums, ids, id_checksums) in sides.items():
             for block, stored in enumerate(checksums):
                 first, last = int(cuts[block]), int(cuts[block + 1])
                 if not np.array_equal(digest(factors.read(first, last), bias.read(first, last)), stored):
                     raise FormatError(f"{self.path}: is damaged in {side}-block {block}; train again")
+                if not np.array_equal(ids.digest(first, last), id_checksums[block]):
+                    raise FormatError(f"{self.path}: is damaged in the ids of {side}-block {block}; train again")
                 factors.release(first, last)
                 bias.release(first, last)

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import h5py
 import numpy as np
 
 from mfpar.errors import ConfigError, FormatError, StorageError
-from mfpar.formats import reading, require_format
+from mfpar.formats import reading, require_ascent, require_dataset, require_format, require_hdf5
 from mfpar.grid import Grid
 from mfpar.losses import Loss, find
 from mfpar.model.links import TRANSFORMS, apply_link
@@ -20,23 +19,14 @@ from mfpar.model.model import Model
 from mfpar.model.table import Ids, Table
 
 FORMAT = "mfpar model"
-VERSION = 2
+VERSION = 3
 TABLES = ("P", "Q", "row_bias", "col_bias", "row_ids", "col_ids")
-OWN = ("cuts", "checksums", "id_checksums")  # of each side, in the master itself
-
-
-def checksum_of(file: h5py.File) -> str:
-    """SHA-256 (hex) over a master's attributes, but for this one, and every table that is its own."""
-    attributes = {
-        name: value.item() if isinstance(value, np.generic) else str(value)
-        for name, value in file.attrs.items()
-        if name != "checksum"
-    }
-    sha = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode())
-    for side in ("row", "col"):
-        for name in OWN:
-            sha.update(np.ascontiguousarray(file[f"{side}_{name}"][()]).view(np.uint8))
-    return sha.hexdigest()
+CUTS = ("row_cuts", "col_cuts")
+CHECKSUMS = ("row_checksums", "col_checksums", "row_id_checksums", "col_id_checksums")
+HEADER = (
+    *("base", "biases", "clip", "config", "curve", "data_checksum", "data_path", "factors", "fingerprint", "link"),
+    *("loss", "maximum", "mean", "minimum", "ratings", "versions"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +38,21 @@ class _Part:
     path: Path
     dataset: str
     start: int
+
+
+def checksum_of(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over the header and every small array that vouches for the rest of a model.
+
+    Parameters
+    ----------
+    header : attributes by the names in HEADER, plain or as h5py reads them
+    arrays : by the names in CUTS and CHECKSUMS, arrays or datasets
+    """
+    plain = {name: value.item() if isinstance(value := header[name], np.generic) else value for name in HEADER}
+    sha = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in CUTS + CHECKSUMS:
+        sha.update(np.ascontiguousarray(arrays[name][()]).view(np.uint8))
+    return sha.hexdigest()
 
 
 def open_model(path: str | Path, loss: str | Loss | None = None) -> Model:
@@ -69,19 +74,17 @@ def open_model(path: str | Path, loss: str | Loss | None = None) -> Model:
     path = Path(path)
     if not path.is_file():
         raise StorageError(f"{path}: no such file")
-    _require_hdf5(path)
+    require_hdf5(path, "mfpar train")
     with reading(path, "header"), h5py.File(path, "r") as file:
         attributes = file.attrs
         require_format(file, path, FORMAT, VERSION, "a model", "mfpar train")
-        if "checksum" in attributes and checksum_of(file) != attributes["checksum"]:  # models of earlier days have none
-            raise FormatError(
-                f"{path}: is damaged: attributes, cuts and tables of checksums do not match their checksum; train again"
-            )
+        _require_small(file, path)
+        if checksum_of(attributes, file) != attributes["checksum"]:
+            raise FormatError(f"{path}: is damaged: header and cuts do not match their checksum; train again")
         arguments: dict[str, Any] = {
             "path": path,
-            "grid": Grid(file["row_cuts"][()], file["col_cuts"][()]),
-            "row_checksums": file["row_checksums"][()],
-            "col_checksums": file["col_checksums"][()],
+            "grid": Grid(*(file[name][()] for name in CUTS)),
+            **{name: file[name][()] for name in CHECKSUMS},
             **{name: bool(attributes[name]) for name in ("biases", "clip")},
             "data_path": Path(attributes["data_path"]),
             **{name: int(attributes[name]) for name in ("factors", "ratings")},
@@ -89,11 +92,13 @@ def open_model(path: str | Path, loss: str | Loss | None = None) -> Model:
             **{name: json.loads(attributes[name]) for name in ("config", "curve", "versions")},
             **{name: str(attributes[name]) for name in ("loss", "link", "fingerprint", "data_checksum")},
         }
+        for name, cuts in zip(CUTS, (arguments["grid"].row_cuts, arguments["grid"].col_cuts), strict=True):
+            require_ascent(path, name, cuts, None, 1)
         rows, cols = int(arguments["grid"].row_cuts[-1]), int(arguments["grid"].col_cuts[-1])
         factors = arguments["factors"]
         shapes = ((rows, factors), (cols, factors), (rows,), (cols,), (rows,), (cols,))
         for name, shape in zip(TABLES, shapes, strict=True):
-            _require_table(path, file[name], name, shape)
+            _require_table(path, file.get(name), name, shape)
         empty = {name: np.empty((0, *file[name].shape[1:]), file[name].dtype) for name in TABLES}
         parts = {name: list(_parts(path, file[name])) for name in TABLES}
     for name, pieces in _map(parts, empty).items():
@@ -114,14 +119,18 @@ def _transform(path: Path, name: str, link: str, given: str | Loss | None) -> Ca
     return lambda scores: apply_link(loss, scores)
 
 
-def _require_hdf5(path: Path) -> None:
-    if not os.access(path, os.R_OK):
-        raise StorageError(f"{path}: no permission to read it")
-    if not h5py.is_hdf5(path):
-        raise FormatError(f"{path}: is not an HDF5 file; models are made with mfpar train")
+def _require_small(file: h5py.File, path: Path) -> None:
+    """Raise FormatError unless cuts and checksums, which are read whole, have the types and shapes of a model's."""
+    most = path.stat().st_size
+    grid = len(require_dataset(file, path, "row_cuts", ("int64",), (None,), most)) - 1
+    require_dataset(file, path, "col_cuts", ("int64",), (grid + 1,), most)
+    for name in CHECKSUMS:
+        require_dataset(file, path, name, ("uint8",), (grid, 32), most)
 
 
-def _require_table(path: Path, dataset: h5py.Dataset, name: str, shape: tuple[int, ...]) -> None:
+def _require_table(path: Path, dataset: Any, name: str, shape: tuple[int, ...]) -> None:
+    if not isinstance(dataset, h5py.Dataset):
+        raise FormatError(f"{path}: is damaged: it has no dataset {name}; train again")
     if name.endswith("ids"):
         sound = dataset.dtype == np.int64 or dataset.dtype.kind == "S"
     else:
@@ -180,7 +189,7 @@ def _map(parts: dict[str, list[_Part]], empty: dict[str, np.ndarray]) -> dict[st
             raise FormatError(
                 f"{path}: this shard of the model is missing; copy a model together with its .shards folder"
             )
-        _require_hdf5(path)
+        require_hdf5(path, "mfpar train")
         with reading(path, "factors"), h5py.File(path, "r") as file:
             for name, index, part in wanted:
                 pieces[name][index] = _mapped(path, file[part.dataset], part, empty[name])

@@ -11,7 +11,7 @@ import numpy as np
 from mfpar.blockfile import BlockedFile, digest
 from mfpar.engine.training import Training
 from mfpar.errors import DivergedError
-from mfpar.model.opening import FORMAT, TABLES, VERSION, checksum_of
+from mfpar.model.opening import CHECKSUMS, FORMAT, TABLES, VERSION, checksum_of
 from mfpar.parallel.comm import Communicator
 from mfpar.sharded import new_file, show_shards, write_sharded
 
@@ -45,9 +45,11 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
         A factor is infinite or undefined.
     """
     checksums = _gathered_checksums(training, file, comm)
-    vouching = (checksums["row_checksums"], checksums["col_checksums"])
-    fingerprint = hashlib.sha256(b"".join(sums.tobytes() for sums in vouching)).hexdigest()
+    factors = (checksums[name] for name in ("row_checksums", "col_checksums"))
+    fingerprint = hashlib.sha256(b"".join(sums.tobytes() for sums in factors)).hexdigest()
+    small = checksums | {"row_cuts": file.grid.row_cuts, "col_cuts": file.grid.col_cuts}
     attributes = _attributes(training, file, record) | {"fingerprint": fingerprint}
+    attributes["checksum"] = checksum_of(attributes, small)
 
     def write_shard(temporary: Path) -> None:
         with new_file(temporary) as target:
@@ -59,9 +61,8 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
                 show_shards(target, shards, TABLES)
             else:
                 _write_blocks(target, training, file)
-            for name, array in checksums.items():
+            for name, array in small.items():
                 target[name] = array
-            target["row_cuts"], target["col_cuts"] = file.grid.row_cuts, file.grid.col_cuts
             target.attrs.update(attributes)
             target.attrs["checksum"] = checksum_of(target)
 
@@ -70,7 +71,7 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
 
 
 def _gathered_checksums(training: Training, file: BlockedFile, comm: Communicator) -> dict[str, np.ndarray]:
-    """Checksum of every block and of its ids, of rows and of columns: uint8[G, 32] each, on every rank."""
+    """Checksum of every block, of rows and of columns, and of the ids of each: uint8[G, 32] each, on every rank."""
     mine = []
     for side, block in (("row", training.row_block), ("column", training.col_block)):
         sums = []
@@ -80,9 +81,9 @@ def _gathered_checksums(training: Training, file: BlockedFile, comm: Communicato
                 raise DivergedError(f"training diverged: {side}-block {index} is not finite; use a smaller --lr")
             sums.append(digest(factors, bias).tobytes().hex())
         mine.append(sums)
-    for side in ("rows", "cols"):
+    for ids in ("rows", "cols"):
         blocks = range(training.first, training.last)
-        mine.append([digest(file.ids(side, index, index + 1)).tobytes().hex() for index in blocks])
+        mine.append([digest(file.ids(ids, index, index + 1)).tobytes().hex() for index in blocks])
     ranks = comm.gather(mine)
     return {
         name: np.array([list(bytes.fromhex(text)) for rank in ranks for text in rank[side]], np.uint8)

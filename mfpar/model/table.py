@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from mfpar.blockfile import digest
 from mfpar.errors import ConfigError
+from mfpar.model.spelling import decoded, encoded, integers
 
 WINDOW = 1 << 23  # bytes of a table that stay in this process's memory after rows were gathered from it
 PER_FAULT = 1 << 21  # bytes that Linux may map round one that is looked at: a huge page
@@ -157,6 +159,12 @@ class Ids:
         """Of what `take` returns: int64, or str of the widest length that an id can have."""
         return np.dtype(f"U{self._table.dtype.itemsize}") if self.text else self._table.dtype
 
+    def digest(self, first: int, last: int) -> np.ndarray:
+        """uint8[32]: the digest of the ids at first … last − 1, as they lie in the file."""
+        found = digest(self._table.read(first, last))
+        self._table.release(first, last)
+        return found
+
     def take(self, positions: np.ndarray) -> np.ndarray:
         """int64[count] or str[count]: the ids at int64[count] positions."""
         return self._decoded(self._table.take(positions))
@@ -172,10 +180,7 @@ class Ids:
     def _decoded(self, ids: np.ndarray) -> np.ndarray:
         if not self.text:
             return ids
-        try:
-            return ids.astype(self.dtype)  # ASCII, at the speed of C
-        except UnicodeDecodeError:
-            return np.char.decode(ids, "utf-8").astype(self.dtype)
+        return decoded(ids, self.dtype)
 
     def find(self, asked: np.ndarray, memory: int | None = None) -> np.ndarray:
         """Look ids up.
@@ -229,11 +234,11 @@ class Ids:
             possible = (asked == np.floor(asked)) & (np.abs(asked) < 2.0**63)  # false for NaN and infinity
             asked = np.where(possible, asked, 0).astype(np.int64)
         if not self.text and asked.dtype.kind in "US":
-            return _integers(asked)
+            return integers(asked)
         if not self.text:
             return asked.astype(np.int64), possible & (asked <= np.iinfo(np.int64).max)
         if asked.dtype.kind != "S":
-            asked = _encoded(asked.astype(np.str_))
+            asked = encoded(asked.astype(np.str_))
         # Searching keys of another width would copy the whole table to that width each time.
         fits = np.char.str_len(asked) <= self._table.dtype.itemsize
         return asked.astype(self._table.dtype), possible & fits
@@ -264,32 +269,6 @@ def as_ids(ids: Any) -> np.ndarray:
     if array.dtype.kind not in "iufUS":
         raise ConfigError(f"ids of type {array.dtype}: expected integers or strings")
     return array
-
-
-def _integers(asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64[count] and bool[count]: the numbers that are written in `asked`, and where there is one."""
-    if asked.dtype.kind == "S":
-        asked = np.char.decode(asked, "utf-8", "replace")
-    try:
-        numbers = asked.astype(np.int64)
-    except (ValueError, OverflowError):
-        numbers = np.fromiter((_integer(text) for text in asked.tolist()), np.int64, len(asked))
-    return numbers, numbers.astype(np.str_) == asked  # "012" and "1_2" read as numbers too, but are other ids
-
-
-def _integer(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        return 0
-    return number if abs(number) < 2**63 else 0
-
-
-def _encoded(texts: np.ndarray) -> np.ndarray:
-    try:
-        return texts.astype(np.bytes_)  # ASCII, at the speed of C
-    except UnicodeEncodeError:
-        return np.char.encode(texts, "utf-8", "surrogatepass")
 
 
 def _mapping(array: np.ndarray) -> mmap.mmap | None:
