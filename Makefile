@@ -15,8 +15,7 @@ OTHERS := $(VENV)-peers
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint bench bench-kernels bench-epoch bench-scaling bench-peers bench-data-parallel \
-	bench-convert bench-accuracy bench-ranking bench-scaling-model \
-	bench-memory bench-nodes clean
+	fuzz bench-convert bench-accuracy bench-ranking bench-scaling-model clean
 # Benchmarks that share the machine measure each other.
 .NOTPARALLEL:
 
@@ -44,6 +43,9 @@ data/movielens.csv: data/movielens.py | $(INSTALLED)
 
 test: lint ## lint, types, serial tests, tests under MPI ranks, doctests, and what README.md shows
 	$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED) ## damaged HDF5 files, 10,000 of them: the right answer or one sentence (some minutes)
+	$(BIN)/python tests/fuzz.py --files $(or $(FILES),10000) --seed $(or $(SEED),0)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -95,6 +95,14 @@ def _rates(text: str) -> float | str | tuple[float, ...]:
     return rates if len(rates) > 1 else rates[0]
 
 
+def _numbers(several: Any) -> tuple[Any, ...]:
+    """A list as a tuple of floats; as it is where it holds other things, which no setting takes."""
+    try:
+        return tuple(float(part) for part in several)
+    except (TypeError, ValueError):
+        return tuple(several)
+
+
 class _Checked:
     """Check every field once, on construction; JSON and back."""
 
@@ -104,7 +112,7 @@ class _Checked:
             if isinstance(value, np.generic):  # as notebooks have them
                 value = value.item()
             elif isinstance(value, list | np.ndarray):
-                value = tuple(float(part) for part in value)
+                value = _numbers(value)
             object.__setattr__(self, field.name, value)
             if not field.metadata["holds"](value):
                 raise ConfigError(f"{field.name}={value!r}: expected {field.metadata['expected']}")

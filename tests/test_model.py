@@ -555,6 +555,7 @@ def test_damage_is_found_by_verifying(model, tmp_path):
         open_model(tmp_path / "model.h5").verify()
     with h5py.File(tmp_path / "model.h5", "a") as file:
         file["col_checksums"][2] = digest(file["Q"][8:13], file["col_bias"][8:13])
+        file.attrs["checksum"] = checksum_of(file.attrs, file)
     with pytest.raises(FormatError, match="fingerprint"):
         open_model(tmp_path / "model.h5").verify()
 
@@ -565,6 +566,7 @@ def test_a_shard_without_rows_is_mapped(dense, tmp_path):
         del file["P"], file["row_bias"], file["row_ids"], file["row_cuts"]
         file["P"], file["row_bias"] = np.empty((0, K), np.float32), np.empty(0, np.float32)
         file["row_ids"], file["row_cuts"] = np.empty(0, np.int64), np.zeros(G + 1, np.int64)
+        file.attrs["checksum"] = checksum_of(file.attrs, file)
     model = open_model(path)
     assert model.shape == (0, N)
     np.testing.assert_allclose(model.predict(7, dense.col_ids), MEAN + dense.col_bias, rtol=1e-6)

@@ -93,7 +93,7 @@ def open_model(path: str | Path, loss: str | Loss | None = None) -> Model:
             **{name: str(attributes[name]) for name in ("loss", "link", "fingerprint", "data_checksum")},
         }
         for name, cuts in zip(CUTS, (arguments["grid"].row_cuts, arguments["grid"].col_cuts), strict=True):
-            require_ascent(path, name, cuts, None, 1)
+            require_ascent(path, name, cuts, None, 0)
         rows, cols = int(arguments["grid"].row_cuts[-1]), int(arguments["grid"].col_cuts[-1])
         factors = arguments["factors"]
         shapes = ((rows, factors), (cols, factors), (rows,), (cols,), (rows,), (cols,))

@@ -12,6 +12,9 @@ from mfpar.errors import RatingsError
 from mfpar.ratings.columns import IDS, PAIRS_HINT, Wanted, choose_columns
 
 Columns = dict[str, np.ndarray]
+PACKED = 1100  # bytes that one of a gzip file stands for at most; it reaches 1,032
+SHORTEST = 3  # bytes of the shortest entry of a Matrix Market file, "1 1"
+LONGEST_HEAD = 1 << 16  # bytes of a line before the entries
 
 
 def from_matrix(matrix: Any, wanted: Wanted, where: str, base: int = 0) -> Columns:
@@ -35,6 +38,8 @@ def from_mtx(path: Path, gzipped: bool, wanted: Wanted) -> Columns:
 
     try:
         with (gzip.open if gzipped else open)(path, "rb") as stream:
+            _require_entries(stream, path.stat().st_size * (PACKED if gzipped else 1))
+            stream.seek(0)
             matrix = scipy.io.mmread(stream)
     except (ValueError, OverflowError, OSError, EOFError, zlib.error) as error:
         reason = str(error).rstrip(".") or "truncated"
@@ -42,6 +47,22 @@ def from_mtx(path: Path, gzipped: bool, wanted: Wanted) -> Columns:
     if isinstance(matrix, np.ndarray):
         raise RatingsError(f"{path}: is a dense Matrix Market array; ratings need the coordinate form")
     return from_matrix(matrix, wanted, str(path), base=1)
+
+
+def _require_entries(stream: Any, most: int) -> None:
+    """Raise ValueError where a Matrix Market file, of `most` bytes, has no room for the entries that it announces.
+
+    scipy takes memory for them all, and aborts the process where there is none.
+    """
+    stream.readline(LONGEST_HEAD)
+    line = b"%"
+    while line.startswith(b"%") or (line and not line.strip()):
+        line = stream.readline(LONGEST_HEAD)
+    sizes = [int(word) for word in line.split()]
+    if min(sizes, default=0) < 0 or max(sizes, default=0) >= 2**63:
+        raise ValueError(f"its sizes {line.decode().strip()} are out of range")
+    if len(sizes) == 3 and sizes[2] * SHORTEST > most:
+        raise ValueError(f"{sizes[2]} entries are announced, more than the file holds")
 
 
 def from_npz(path: Path, wanted: Wanted) -> Columns:
@@ -56,11 +77,13 @@ def from_npz(path: Path, wanted: Wanted) -> Columns:
                     return _chosen({name: stored[name] for name in names}, wanted, str(path))
             stream.seek(0)
             matrix = scipy.sparse.load_npz(stream)
+            if hasattr(matrix, "check_format"):
+                matrix.check_format(full_check=True)  # scipy's compiled code believes what stands there
+        return from_matrix(matrix, wanted, str(path))
     except RatingsError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise RatingsError(f"{path}: is no .npz file of a sparse matrix or of plain arrays: {error}") from error
-    return from_matrix(matrix, wanted, str(path))
 
 
 def from_given(source: Any, wanted: Wanted) -> Columns:

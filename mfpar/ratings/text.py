@@ -57,6 +57,7 @@ class Text:
         """File and line (from 1) where a record (from 0, the header not counted) begins."""
         opener = gzip.open if self.gzipped else open
         line = 0
+        usual = csv.field_size_limit(LONGEST_LINE)
         try:
             with opener(self.path, "rt", encoding="utf-8-sig", errors="replace", newline=None) as stream:
                 if self.quoted:
@@ -71,6 +72,8 @@ class Text:
                     line = reader.line_num
         except (OSError, csv.Error):
             pass
+        finally:
+            csv.field_size_limit(usual)
         return f"{self.path}, record {record + 1}"
 
     def explain(self, message: str) -> str:

@@ -1,0 +1,39 @@
+"""A short form of tests/fuzz.py, and what it has found."""
+
+import struct
+
+import h5py
+import numpy as np
+import pytest
+from fuzz import GOOD, fuzz
+from planted import plant
+
+from mfpar.blockfile import BlockedFile
+from mfpar.errors import FormatError
+from mfpar.heaps import damaged_heap
+
+
+def test_damaged_files_give_the_right_answer_or_one_sentence():
+    outcomes = list(fuzz(range(300), 7))
+    assert [one for one in outcomes if one.outcome not in GOOD] == []
+    assert sum(one.outcome == "error" for one in outcomes) > 200
+
+
+@pytest.mark.parametrize("size", [0, 8, 1 << 40, (1 << 64) - 8])
+def test_a_heap_that_hdf5_would_go_through_for_ever_is_refused(tmp_path, size):
+    path = plant(tmp_path / "ratings.h5").path
+    assert damaged_heap(path) is None
+    content = bytearray(path.read_bytes())
+    first = content.index(b"GCOL") + 16
+    content[first : first + 16] = struct.pack("<HHIQ", 0, 0, 0, size)
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="heap of strings at byte"):
+        BlockedFile(path)
+
+
+def test_heaps_of_long_strings_are_sound(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        for number, length in enumerate((1, 7, 8, 5000, 100_000, 3)):
+            file.attrs[f"a{number}"] = "x" * length
+        file["numbers"] = np.arange(10)
+    assert damaged_heap(tmp_path / "a.h5") is None
