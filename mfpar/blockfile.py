@@ -145,13 +145,12 @@ class BlockedFile:
         require_shards(self._file, self.path, "blocked file")
         types = get_type_hints(Header)
         self.header = Header(**{name: kind(attributes[name].item()) for name, kind in types.items()})
-        self.checksum: str = attributes["checksum"]
+        header, self.checksum = self.header, str(attributes["checksum"])
         self._require_datasets()
         if checksum_of(self.header, self._file) != self.checksum:
             raise FormatError(
                 f"{self.path}: is damaged: header and tables do not match their checksum; convert the source again"
             )
-        header = self.header
         self.grid = Grid(self._file["rows/cuts"][()], self._file["cols/cuts"][()])
         for side, count in zip(SIDES, (header.rows, header.cols), strict=True):
             require_ascent(self.path, f"{side}/cuts", self.grid.cuts(side), count, 1)
@@ -192,6 +191,8 @@ class BlockedFile:
                     raise FormatError(
                         f"{self.path}: is damaged in the {part} ratings of row-block {first + i}; convert again"
                     )
+        if not self.grid.holds(first, strip.offsets, strip.rows, strip.cols, int(part == "test")):
+            raise FormatError(f"{self.path}: has {part} ratings with indices outside their blocks; convert again")
         return strip
 
     def readers(self, part: str, first: int, last: int) -> tuple[np.ndarray, dict[str, Reader], np.ndarray]:

@@ -156,3 +156,25 @@ class Grid:
     def col_sizes(self) -> np.ndarray:
         """int64[G]: columns of each column-block."""
         return np.diff(self.col_cuts)
+
+    def holds(self, first: int, offsets: np.ndarray, rows: np.ndarray, cols: np.ndarray, beyond: int) -> bool:
+        """Whether indices inside blocks are: kernels believe them, and would write beside their arrays.
+
+        Parameters
+        ----------
+        first : the row-block of offsets[0]
+        offsets : int64[count, G + 1]
+            Block (first + i, j) has the indices offsets[i, j] … offsets[i, j + 1] − 1; blocks follow each other.
+        rows, cols : unsigned integers [nnz]
+        beyond : 1 if the index one past the last stands for the unknown, otherwise 0
+        """
+        count, full = len(offsets), np.diff(offsets, axis=1).ravel() > 0
+        if not full.any():
+            return True
+        starts = offsets[:, :-1].ravel()[full]
+        row_ends = np.repeat(self.row_sizes[first : first + count], self.size)[full] + beyond
+        col_ends = np.tile(self.col_sizes, count)[full] + beyond
+        return bool(
+            (np.maximum.reduceat(rows, starts) < row_ends).all()
+            and (np.maximum.reduceat(cols, starts) < col_ends).all()
+        )

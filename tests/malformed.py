@@ -238,6 +238,13 @@ def _descending(file: h5py.File) -> None:
     file["train/offsets"][1] = 1 << 40
 
 
+def _outside(file: h5py.File) -> None:
+    end = int(file["train/offsets"][4])  # of the first of four row-blocks
+    file["train/rows"][end - 1] = 60_000
+    sums = [file[f"train/{name}"][:end] for name in ("rows", "cols", "values")]
+    file["train/checksums"][0] = blockfile.digest(*sums)
+
+
 def _packed(file: h5py.File) -> None:
     values = file["P"][()]
     del file["P"]
@@ -373,6 +380,11 @@ BLOCKED += [
             "other ids",
             "is damaged in the ids of the rows, block 0",
             _edited("ratings.h5", lambda f: f["rows/ids"].__setitem__(0, 77)),
+        ),
+        (
+            "indices outside their blocks",
+            "has train ratings with indices outside their blocks",
+            _edited("ratings.h5", _outside),
         ),
         ("a missing dataset", "it has no dataset cols/counts", _edited("ratings.h5", _deleted("cols/counts"))),
         ("a missing shard", "gone.shards/1.h5: this shard", _edited("ratings.h5", _shard_gone)),

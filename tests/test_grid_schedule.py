@@ -114,3 +114,19 @@ def test_a_grid_knows_its_sides(rows, cols):
     grid = Grid(balanced_cuts(np.ones(rows, np.int64), size), balanced_cuts(np.ones(cols, np.int64), size))
     assert grid.size == len(grid.row_sizes) == len(grid.col_sizes) == size
     assert (grid.row_sizes.sum(), grid.col_sizes.sum()) == (rows, cols)
+
+
+def test_indices_outside_their_blocks_are_told():
+    grid = Grid(np.array([0, 2, 5]), np.array([0, 3, 4]))
+    offsets = np.array([[0, 2, 2], [2, 2, 3]])
+    rows, cols = np.array([1, 0, 2], np.uint16), np.array([2, 0, 0], np.uint16)
+    assert grid.holds(0, offsets, rows, cols, 0)
+    assert grid.holds(0, np.zeros((2, 3), int), rows[:0], cols[:0], 0)
+    assert grid.holds(1, offsets[1:] - 2, rows[2:], cols[2:], 0)
+    for number in range(3):
+        for indices in (rows, cols):
+            kept, indices[number] = indices[number], 3
+            beyond = (indices is cols and number < 2) or (indices is rows and number == 2)
+            assert not grid.holds(0, offsets, rows, cols, 0)
+            assert grid.holds(0, offsets, rows, cols, 1) == beyond
+            indices[number] = kept

@@ -72,6 +72,7 @@ class Streamed:
         self, file: BlockedFile, part: str, first: int, last: int, room: int, check: Check, choose: Choose | None = None
     ):
         self._path, self._part, self._first = file.path, part, first
+        self._grid = file.grid
         self._size, self._room, self._choose = file.grid.size, room, choose
         self._offsets, self._readers, checksums = file.readers(part, first, last)
         self._lengths = np.diff(self._offsets).reshape(last - first, self._size)
@@ -129,6 +130,12 @@ class Streamed:
             strip = self._raw(place, columns[a:b], buffer)
             for sha, name in zip(shas, self._readers, strict=True):
                 sha.update(getattr(strip, name))
+            if not self._grid.holds(
+                self._first + place, strip.offsets, strip.rows, strip.cols, int(self._part == "test")
+            ):
+                raise FormatError(
+                    f"{self._path}: has {self._part} ratings with indices outside their blocks; convert again"
+                )
             check(strip.values)
             if self._choose:
                 strip = self._chosen(strip, self._choose(strip, self._first + place))
