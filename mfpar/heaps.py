@@ -6,6 +6,7 @@ its own size. HDF5 goes from one to the next by these sizes: where damage made o
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 MAGIC = b"GCOL\1\0\0\0"
 HEAD = struct.Struct("<8sQ")  # MAGIC; bytes of the collection, its head among them
@@ -28,8 +29,8 @@ def damaged_heap(path: Path) -> int | None:
             piece = file.read(last - first)
             at = piece.find(MAGIC)
             while at >= 0:
-                # Whole in the piece: it is some kilobytes long, and HDF5 puts it behind what is in the file already.
-                if not _sound(piece, at):
+                file.seek(first + at)  # it may end behind the piece
+                if not _sound(file.read(HEAD.size), file):
                     return first + at
                 at = piece.find(MAGIC, at + len(MAGIC))
     return None
@@ -39,18 +40,21 @@ def _pieces(size: int) -> list[tuple[int, int]]:
     return [(0, size)] if size <= 2 * REACH else [(0, REACH), (size - REACH, size)]
 
 
-def _sound(piece: bytes, at: int) -> bool:
-    """Whether the objects of a collection follow each other to its end."""
-    if at + HEAD.size > len(piece):
+def _sound(head: bytes, file: BinaryIO) -> bool:
+    """Whether the objects of a collection, which follow its head in the file, follow each other to its end."""
+    if len(head) < HEAD.size:
         return False
-    end = at + HEAD.unpack_from(piece, at)[1]
-    at += HEAD.size
-    if not at <= end <= len(piece):
+    left = HEAD.unpack(head)[1] - HEAD.size
+    if not 0 <= left <= REACH:
         return False
-    while at + OBJECT.size <= end:
-        number, _, _, size = OBJECT.unpack_from(piece, at)
+    objects = file.read(left)
+    if len(objects) < left:
+        return False
+    at = 0
+    while at + OBJECT.size <= left:
+        number, _, _, size = OBJECT.unpack_from(objects, at)
         step = OBJECT.size + (size + 7) // 8 * 8 if number else size
-        if not OBJECT.size <= step <= end - at:
+        if not OBJECT.size <= step <= left - at:
             return False
         at += step
     return True

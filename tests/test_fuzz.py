@@ -37,3 +37,21 @@ def test_heaps_of_long_strings_are_sound(tmp_path):
             file.attrs[f"a{number}"] = "x" * length
         file["numbers"] = np.arange(10)
     assert damaged_heap(tmp_path / "a.h5") is None
+
+
+@pytest.mark.parametrize("reach", [1, 16, 600, 5000])
+def test_heaps_are_found_at_both_ends_and_read_to_their_own(tmp_path, monkeypatch, reach):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.attrs["a"] = "x"
+        file["numbers"] = np.zeros(10_000)
+        file.attrs["b"] = "y" * 5000
+    content = bytearray(path.read_bytes())
+    heaps = [at for at in range(len(content)) if content[at : at + 4] == b"GCOL"]
+    monkeypatch.setattr("mfpar.heaps._pieces", lambda size: [(0, heaps[0] + 8 + reach), (heaps[-1], size)])
+    assert damaged_heap(path) is None
+    for at in {heaps[0], heaps[-1]}:
+        damaged = content.copy()
+        damaged[at + 16 : at + 32] = bytes(16)
+        path.write_bytes(damaged)
+        assert damaged_heap(path) == at
