@@ -55,3 +55,22 @@ def test_heaps_are_found_at_both_ends_and_read_to_their_own(tmp_path, monkeypatc
         damaged[at + 16 : at + 32] = bytes(16)
         path.write_bytes(damaged)
         assert damaged_heap(path) == at
+
+
+def test_what_virtual_datasets_show_is_checked_before_hdf5_believes_it(tmp_path):
+    path = tmp_path / "master.h5"
+    layout = h5py.VirtualLayout((10,), np.float32)
+    layout[:5] = h5py.VirtualSource("a.shards/0.h5", "P", (5,), np.float32)
+    layout[5:] = h5py.VirtualSource("a.shards/1.h5", "P", (5,), np.float32)
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_virtual_dataset("P", layout)
+    assert damaged_heap(path) is None
+    content = path.read_bytes()
+    first = content.index(b"GCOL") + 32
+    (size,) = struct.unpack_from("<Q", content, first - 8)
+    assert b"a.shards/1.h5" in content[first : first + size]
+    for at in range(first + 1, first + size):  # HDF5 itself refuses another version, the first byte
+        damaged = bytearray(content)
+        damaged[at] ^= 4
+        path.write_bytes(damaged)
+        assert damaged_heap(path) is not None
