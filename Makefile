@@ -15,7 +15,8 @@ OTHERS := $(VENV)-peers
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint bench bench-kernels bench-epoch bench-scaling bench-peers bench-data-parallel \
-	fuzz bench-convert bench-accuracy bench-ranking bench-scaling-model clean
+	fuzz bench-convert bench-accuracy bench-ranking bench-scaling-model \
+	bench-memory bench-nodes clean
 # Benchmarks that share the machine measure each other.
 .NOTPARALLEL:
 

@@ -95,4 +95,5 @@ def lookup3(data: bytes) -> int:
     c = ((c ^ b) - turned(b, 16)) & mask
     a = ((a ^ c) - turned(c, 4)) & mask
     b = ((b ^ a) - turned(a, 14)) & mask
-    return ((c ^ b) - turned(b, 24)) & mask
+    found: int = ((c ^ b) - turned(b, 24)) & mask
+    return found

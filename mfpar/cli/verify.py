@@ -44,8 +44,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _show(found: "Findings", seconds: float) -> None:
     """One line if all is well, otherwise one for each damaged part."""
-    for note in found.notes:
-        print(f"{found.path}: note: {note}")
     if found.sound:
         counts = ", ".join(f"{count:,} {name}" for name, count in found.counts.items())
         read = f"{found.parts:,} parts, {in_units(found.bytes)} in {seconds:.1f} s"

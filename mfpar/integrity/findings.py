@@ -26,7 +26,6 @@ class Findings:
     bytes: int = 0  # that were read for it
     counts: dict[str, int] = field(default_factory=dict)  # what the file holds, by name
     damage: list[str] = field(default_factory=list)  # a clause for each part that is damaged
-    notes: list[str] = field(default_factory=list)  # what could not be checked
 
     @property
     def sound(self) -> bool:

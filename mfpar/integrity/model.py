@@ -37,8 +37,6 @@ def check_model(file: h5py.File, found: Findings) -> None:
         require(
             hashlib.sha256(sums).hexdigest() == said, "row_checksums and col_checksums do not match the fingerprint"
         )
-    if "checksum" not in file.attrs:
-        found.notes.append("attributes, cuts and ids have no checksums: it was made by an earlier mfpar")
     for side, factors in SIDES:
         damage = len(found.damage)
         cuts = file[f"{side}_cuts"][()]
@@ -47,8 +45,7 @@ def check_model(file: h5py.File, found: Findings) -> None:
         if len(found.damage) > damage:
             continue
         _check_blocks(file, (factors, f"{side}_bias"), cuts, f"{side}_checksums", found)
-        if f"{side}_id_checksums" in file:
-            _check_blocks(file, (f"{side}_ids",), cuts, f"{side}_id_checksums", found)
+        _check_blocks(file, (f"{side}_ids",), cuts, f"{side}_id_checksums", found)
 
 
 def _check_blocks(file: h5py.File, names: tuple[str, ...], cuts: np.ndarray, checksums: str, found: Findings) -> None:

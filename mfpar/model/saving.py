@@ -15,8 +15,6 @@ from mfpar.model.opening import CHECKSUMS, FORMAT, TABLES, VERSION, checksum_of
 from mfpar.parallel.comm import Communicator
 from mfpar.sharded import new_file, show_shards, write_sharded
 
-CHECKSUMS = ("row_checksums", "col_checksums", "row_id_checksums", "col_id_checksums")
-
 
 def save_model(path: Path, training: Training, file: BlockedFile, record: dict[str, Any], comm: Communicator) -> str:
     """Write the model that the ranks hold, in whose `guard` this is called. Collective.
@@ -64,7 +62,6 @@ def save_model(path: Path, training: Training, file: BlockedFile, record: dict[s
             for name, array in small.items():
                 target[name] = array
             target.attrs.update(attributes)
-            target.attrs["checksum"] = checksum_of(target)
 
     write_sharded(path, comm, write_shard, write_master)
     return fingerprint
