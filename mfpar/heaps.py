@@ -70,12 +70,12 @@ def lookup3(data: bytes) -> int:
     >>> hex(lookup3(b"")), hex(lookup3(b"Four score and seven years ago"))
     ('0xdeadbeef', '0x17770551')
     """
-    mask = 0xFFFFFFFF
+    mask: int = 0xFFFFFFFF
     a = b = c = (0xDEADBEEF + len(data)) & mask
     if not data:
         return c
     last = (len(data) - 1) // 12 * 12
-    words = struct.unpack(f"<{last // 4 + 3}I", data.ljust(last + 12, b"\0"))
+    words: tuple[int, ...] = struct.unpack(f"<{last // 4 + 3}I", data.ljust(last + 12, b"\0"))
 
     def turned(x: int, by: int) -> int:
         return (x << by | x >> (32 - by)) & mask
