@@ -251,6 +251,7 @@ def test_pieces_of_a_model(model, monkeypatch):
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "PIECE", 1 << 16)
+    monkeypatch.setattr("mfpar.heaps.REACH", 1 << 16)
     path = plant(tmp_path / "large.h5", 2000, 1000, 400_000, grid=2, test=10).path
     assert verify(path).bytes > 3 << 20
     tracemalloc.start()
