@@ -149,32 +149,24 @@ def refusal(
     ranks: int,
     on_node: int,
     *,
-    rating_bytes: int,
     memory: int,
-    threads: int = 1,
     spill: bool = False,
-    copies: int = 2,
+    **options: int,
 ) -> str:
     """The sentence for a rank whose `found` needs don't fit: why, and with how many ranks, or factors, it would do.
 
     Parameters
     ----------
     on_node : ranks that share memory
-    others : as of `needs_of`; counts int64[G, G]
+    others : as of `needs_of`, to which `options` go as they are; counts int64[G, G]
     """
 
     def fits(layout: Layout, ranks: int, spill: bool) -> bool:
         """Whether each rank fits, with as many on a node as now."""
         for rank in range(ranks):
             leader = rank // on_node * on_node
-            needs = needs_of(
-                *(rows, cols, counts, layout, ranks, rank, (leader, min(leader + on_node, ranks))),
-                rating_bytes=rating_bytes,
-                memory=memory,
-                threads=threads,
-                spill=spill,
-                copies=copies,
-            )
+            team = leader, min(leader + on_node, ranks)
+            needs = needs_of(rows, cols, counts, layout, ranks, rank, team, memory=memory, spill=spill, **options)
             if needs.total > memory:
                 return False
         return True

@@ -88,10 +88,15 @@ def require_dataset(
     return found
 
 
+def ascends(array: np.ndarray, last: int | None, least: int) -> bool:
+    """Whether integers go from 0 to `last` (None: wherever) in steps of at least `least`."""
+    sound = len(array) and array[0] == 0 and (last is None or array[-1] == last)
+    return bool(sound and (array[:-1] <= array[1:] - least).all())
+
+
 def require_ascent(path: Path, name: str, array: np.ndarray, last: int | None, least: int) -> None:
     """Raise FormatError unless an array goes from 0 to `last` (None: wherever) in steps of at least `least`."""
-    sound = len(array) and array[0] == 0 and (last is None or array[-1] == last)
-    if not (sound and (array[:-1] <= array[1:] - least).all()):
+    if not ascends(array, last, least):
         where = "" if last is None else f" to {last}"
         raise FormatError(f"{path}: is damaged: {name} does not ascend from 0{where}; make it again")
 

@@ -47,7 +47,7 @@ class Piece:
     stretch: int
     place: int
     since: int
-    until: int
+    columns: np.ndarray  # int64[steps]: the column-blocks that it meets, in order
 
 
 class Feed:
@@ -91,7 +91,7 @@ class Feed:
 
     def _visit(self, call: Call, turns: Turns, sums: np.ndarray) -> None:
         pieces = list(self._pieces(call.sources, turns))
-        with self._desk(call, pieces, turns) as bring:
+        with self._desk(call, pieces) as bring:
             coming: Future[Any] = self._readers.submit(bring, 0)
             try:
                 for n, piece in enumerate(pieces):
@@ -104,7 +104,7 @@ class Feed:
                         last=1,
                         origin=turns.origin + piece.place,
                         since=piece.since,
-                        steps=piece.until - piece.since,
+                        steps=len(piece.columns),
                         clocks=turns.clocks[own],
                         marks=turns.marks[own],
                     )
@@ -130,12 +130,11 @@ class Feed:
             done = 0
             while done < len(columns):
                 fits = min([source.reach(place, columns[done:]) for source in streamed], default=len(columns))
-                end = min(done + fits, len(columns))
-                yield Piece(number, place, since + done, since + end)
-                done = end
+                yield Piece(number, place, since + done, columns[done : done + fits])
+                done += fits
 
     @contextlib.contextmanager
-    def _desk(self, call: Call, pieces: list[Piece], turns: Turns) -> Iterator[Callable[[int], Any]]:
+    def _desk(self, call: Call, pieces: list[Piece]) -> Iterator[Callable[[int], Any]]:
         """A function that brings the strips and the row-block of the n-th piece; buffers are given back in the end."""
         streamed = [source for source in call.sources if isinstance(source, Streamed)]
         buffers = [(source, [source.take(), source.take()]) for source in streamed]
@@ -143,12 +142,11 @@ class Feed:
 
         def bring(n: int) -> Any:
             piece = pieces[n]
-            columns = turns.order[(turns.origin + piece.place + np.arange(piece.since, piece.until)) % len(turns.order)]
             rooms = iter(buffers)
             strips = [
                 source.row_block(piece.place)
                 if isinstance(source, Resident)
-                else source.read(piece.place, columns, next(rooms)[1][n % 2])
+                else source.read(piece.place, piece.columns, next(rooms)[1][n % 2])
                 for source in call.sources
             ]
             if self._rows.resident:
@@ -161,7 +159,7 @@ class Feed:
                 self._rows.load(piece.place, table)
             return strips, (table, self._nowhere)
 
-        places = [piece.place for n, piece in enumerate(pieces) if n == 0 or pieces[n - 1].stretch != piece.stretch]
+        places = {piece.stretch: piece.place for piece in pieces}
         try:
             yield bring
             if tables and call.changes:

@@ -101,11 +101,6 @@ class Tables:
         yield from self._rotation.held()
 
     @property
-    def state_bytes(self) -> int:
-        """Bytes of `state`. Local."""
-        return self._rows.nbytes + sum(block.nbytes for block in self._rotation.held())
-
-    @property
     def position(self) -> tuple[np.ndarray, float]:
         """What else `state` needs to be put back, see `reposition`."""
         return self._rotation.order, self._offset

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 
 from mfpar.blockfile import FORMAT, PARTS, SIDES, VERSION, Header, arrays_of, checksum_of
-from mfpar.formats import require_format
+from mfpar.formats import ascends, require_format
 from mfpar.hashing import mixed
 from mfpar.integrity.findings import Findings, Sums, require, require_cuts
 from mfpar.sharded import require_shards
@@ -85,8 +85,8 @@ def _check_part(
     offsets, count = group["offsets"][()], header.ratings if part == "train" else header.test_ratings
     damage = len(found.damage)
     with found.part(f"offsets of the {part} part"):
-        ascending = len(offsets) == size**2 + 1 and offsets[0] == 0 and (np.diff(offsets) >= 0).all()
-        require(bool(ascending and offsets[-1] == count), f"offsets of the {part} part do not ascend from 0 to {count}")
+        whole = len(offsets) == size**2 + 1
+        require(whole and ascends(offsets, count, 0), f"offsets of the {part} part do not ascend from 0 to {count}")
         lengths = {name: len(group[name]) for name in names}
         require(set(lengths.values()) == {count}, f"arrays of the {part} part have {lengths} elements, not {count}")
     if len(found.damage) > damage:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mfpar.blockfile import combined
 from mfpar.errors import FormatError, MfparError
-from mfpar.formats import reading
+from mfpar.formats import ascends, reading
 
 PIECE = 4 << 20  # bytes of all arrays together that are read at a time
 
@@ -81,5 +81,4 @@ def require(holds: bool, message: str) -> None:
 
 def require_cuts(cuts: np.ndarray, count: int, name: str) -> None:
     """Raise FormatError unless int64[G + 1] cuts go from 0 up to `count`, no block without a row."""
-    sound = len(cuts) > 1 and cuts[0] == 0 and cuts[-1] == count and (np.diff(cuts) > 0).all()
-    require(bool(sound), f"{name} do not ascend from 0 to {count}")
+    require(len(cuts) > 1 and ascends(cuts, count, 1), f"{name} do not ascend from 0 to {count}")
