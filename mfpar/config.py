@@ -1,85 +1,27 @@
-"""Settings: what the model is (`ModelConfig`), how this run goes (`TrainConfig`); each default stands here only.
+"""Settings: what the model is (`ModelConfig`), how this run goes (`TrainConfig`), what keeps it safe (`SafetyConfig`).
 
-A field carries its help text, its check and its parser, from which the command line builds its options, a
-configuration file is read, and each error gets its sentence. None stands for what follows from other settings:
-`resolved` fills it in.
+Each default stands here only. None stands for what follows from other settings: `resolved` fills it in.
 """
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
-
-import numpy as np
+from typing import Any
 
 from mfpar.errors import ConfigError
 from mfpar.losses import BUILTIN, Loss, find, huber_of
+from mfpar.settings import Settings, choice, flag, integer, is_int, is_real, number, setting, size
 
 LOSSES = ", ".join(BUILTIN)
-POWERS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 OPTIMIZERS = ("sgd", "adagrad")
 RULES = ("constant", "inverse", "exponential", "bold-driver")
 INITS = ("uniform", "normal", "positive")
-
-
-def size(text: str) -> int:
-    """Bytes from "512M", "2G", …; K, M, G, T are powers of 1024.
-
-    Raises
-    ------
-    ValueError
-        The text is no such size.
-
-    >>> size("1.5K"), size("2G")
-    (1536, 2147483648)
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if not found:
-        raise ValueError(f"{text!r} is not a size; write it as 512M or 2G")
-    return int(float(found[1]) * POWERS[found[2].upper()])
-
-
-def _setting(default: Any, text: str, expected: str, holds: Callable[[Any], bool], parse: Any = str) -> Any:
-    metadata = {"help": text, "expected": expected, "holds": holds, "parse": parse}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _integer(default: Any, text: str, least: int, most: int, optional: bool = False) -> Any:
-    expected = f"an integer from {least} to {most}" if most < 2**62 else f"an integer ≥ {least}"
-    return _setting(
-        default, text, expected, lambda v: (optional and v is None) or (_is_int(v) and least <= v <= most), int
-    )
-
-
-def _number(default: float | None, text: str, least: float = 0.0, most: float = 1e6, optional: bool = False) -> Any:
-    expected = f"a number from {least:g} to {most:g}"
-    return _setting(
-        default, text, expected, lambda v: (optional and v is None) or (_is_real(v) and least <= v <= most), float
-    )
-
-
-def _choice(default: str, text: str, choices: Sequence[str]) -> Any:
-    return _setting(default, text, f"one of {', '.join(choices)}", lambda v: v in choices)
-
-
-def _flag(default: bool | None, text: str) -> Any:
-    return _setting(
-        default, text, "true or false", lambda v: isinstance(v, bool) or (default is None and v is None), bool
-    )
+EVERY = r"([1-9]\d*)(s|m|h|ep|steps?)"  # how often there is a checkpoint
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def _is_rate(value: Any) -> bool:
-    return _is_real(value) and 0 < value <= 1e6
+    return is_real(value) and 0 < value <= 1e6
 
 
 def _are_rates(value: Any) -> bool:
@@ -95,98 +37,53 @@ def _rates(text: str) -> float | str | tuple[float, ...]:
     return rates if len(rates) > 1 else rates[0]
 
 
-def _numbers(several: Any) -> tuple[Any, ...]:
-    """A list as a tuple of floats; as it is where it holds other things, which no setting takes."""
-    try:
-        return tuple(float(part) for part in several)
-    except (TypeError, ValueError):
-        return tuple(several)
-
-
-class _Checked:
-    """Check every field once, on construction; JSON and back."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, np.generic):  # as notebooks have them
-                value = value.item()
-            elif isinstance(value, list | np.ndarray):
-                value = _numbers(value)
-            object.__setattr__(self, field.name, value)
-            if not field.metadata["holds"](value):
-                raise ConfigError(f"{field.name}={value!r}: expected {field.metadata['expected']}")
-
-    def as_options(self) -> list[str]:
-        """The settings as options of `mfpar train`; what is None is left out."""
-        options = []
-        for name, value in self.as_dict().items():
-            option = name.replace("_", "-")
-            if isinstance(value, bool):
-                options.append(f"--{option}" if value else f"--no-{option}")
-            elif isinstance(value, tuple | list):
-                options += [f"--{option}", ",".join(map(repr, value))]
-            elif value is not None:
-                options += [f"--{option}", str(value)]
-        return options
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values; a loss by its name."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {name: value.name if isinstance(value, Loss) else value for name, value in values.items()}
-
-    def having(self, **changes: Any) -> Self:
-        """The same settings but for some."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
-
-
 @dataclass(frozen=True)
-class ModelConfig(_Checked):
+class ModelConfig(Settings):
     """What the model is: a score base + row bias + column bias + P[row]·Q[column], and the loss that it minimises."""
 
-    factors: int = _integer(32, "length of each row of P and Q", 1, 4096)
-    loss: str | Loss = _setting(  # noqa: RUF009 - a field like the others, whose types ruff knows
+    factors: int = integer(32, "length of each row of P and Q", 1, 4096)
+    loss: str | Loss = setting(  # noqa: RUF009 - a field like the others, whose types ruff knows
         "squared",
         f"{LOSSES}, or MODULE:NAME of your own Python code, which is run",
         f"one of {LOSSES}, MODULE:NAME, or an mfpar.Loss",
         lambda v: isinstance(v, Loss) or (isinstance(v, str) and (v in BUILTIN or ":" in v)),
     )
-    huber_delta: float = _number(1.0, "error, in ratings, from which on the huber loss is linear", 1e-30, 1e30)
-    biases: bool = _flag(True, "learn a bias for each row and each column")
-    mean: bool | None = _flag(
+    huber_delta: float = number(1.0, "error, in ratings, from which on the huber loss is linear", 1e-30, 1e30)
+    biases: bool = flag(True, "learn a bias for each row and each column")
+    mean: bool | None = flag(
         None, "start from the ratings' mean (default: yes, but for non-negative factors without biases)"
     )
-    nonnegative: bool = _flag(False, "keep P and Q at or above zero")
-    reg: float | None = _number(None, "L2 regularisation of factors and biases (default: by loss)", optional=True)
-    reg_p: float | None = _number(None, "of P instead of --reg", optional=True)
-    reg_q: float | None = _number(None, "of Q instead of --reg", optional=True)
-    reg_row_bias: float | None = _number(None, "of row biases instead of --reg", optional=True)
-    reg_col_bias: float | None = _number(None, "of column biases instead of --reg", optional=True)
-    l1_p: float = _number(0.0, "L1 regularisation of P")
-    l1_q: float = _number(0.0, "L1 regularisation of Q")
-    l1_row_bias: float = _number(0.0, "L1 regularisation of row biases")
-    l1_col_bias: float = _number(0.0, "L1 regularisation of column biases")
-    reg_per: str = _choice(
+    nonnegative: bool = flag(False, "keep P and Q at or above zero")
+    reg: float | None = number(None, "L2 regularisation of factors and biases (default: by loss)", optional=True)
+    reg_p: float | None = number(None, "of P instead of --reg", optional=True)
+    reg_q: float | None = number(None, "of Q instead of --reg", optional=True)
+    reg_row_bias: float | None = number(None, "of row biases instead of --reg", optional=True)
+    reg_col_bias: float | None = number(None, "of column biases instead of --reg", optional=True)
+    l1_p: float = number(0.0, "L1 regularisation of P")
+    l1_q: float = number(0.0, "L1 regularisation of Q")
+    l1_row_bias: float = number(0.0, "L1 regularisation of row biases")
+    l1_col_bias: float = number(0.0, "L1 regularisation of column biases")
+    reg_per: str = choice(
         "rating", "regularise at each rating, so that long rows feel more of it (as with ALS-WR), or once per row",
         ("rating", "row"),
     )  # fmt: skip
-    lift: float | None = _number(
+    lift: float | None = number(
         None,
         "how far below the ratings biases start: in their standard deviations, or in scores (default: by loss)",
         optional=True,
     )
-    clip: bool = _flag(False, "cut predictions to the range of the training ratings")
-    init: str = _choice("uniform", "starting factors: uniform or normal around zero, or positive (uniform)", INITS)
-    init_scale: float = _number(0.01, "root mean square of the starting factors")
-    negatives: str = _choice(
+    clip: bool = flag(False, "cut predictions to the range of the training ratings")
+    init: str = choice("uniform", "starting factors: uniform or normal around zero, or positive (uniform)", INITS)
+    init_scale: float = number(0.01, "root mean square of the starting factors")
+    negatives: str = choice(
         "sampled",
         "one-class: cells without a rating that count: sampled (one for each rating) or all",
         ("sampled", "all"),
     )
-    negative_weight: float | None = _number(
+    negative_weight: float | None = number(
         None, "one-class: weight of a cell without a rating (default: 1 sampled, 0.05 all)", optional=True
     )
-    negative_target: float = _number(0.0, "one-class: rating that such a cell is taken for", -1e6)
+    negative_target: float = number(0.0, "one-class: rating that such a cell is taken for", -1e6)
 
     def resolved(self) -> tuple["ModelConfig", Loss]:
         """These settings with nothing left open, and the loss that they name.
@@ -215,47 +112,47 @@ class ModelConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Checked):
+class TrainConfig(Settings):
     """How this run goes. `threads` alone can't change a bit of the result."""
 
-    epochs: int = _integer(30, "how often each rating is visited", 1, 2**62)
-    seed: int = _integer(0, "seed of starting values, samples and block order", 0, 2**63 - 1)
-    optimizer: str = _choice("sgd", "step rule: sgd, or adagrad (a rate per row)", OPTIMIZERS)
-    lr: float | str | tuple[float, ...] | None = _setting(
+    epochs: int = integer(30, "how often each rating is visited", 1, 2**62)
+    seed: int = integer(0, "seed of starting values, samples and block order", 0, 2**63 - 1)
+    optimizer: str = choice("sgd", "step rule: sgd, or adagrad (a rate per row)", OPTIMIZERS)
+    lr: float | str | tuple[float, ...] | None = setting(
         None,
         "learning rate; a list with commas gives one for each epoch; auto finds it on a sample (default: by loss)",
         "a number > 0, at most 1e6, a list of such, or 'auto'",
         _are_rates,
         _rates,
     )
-    lr_rule: str = _choice(
+    lr_rule: str = choice(
         "exponential",
         "what becomes of the rate: constant, inverse (lr / (1 + (1 − decay)·epoch)), exponential (lr·decay^epoch), or "
         "bold-driver (5 %% more after an epoch that lowered the loss, half after one that did not, which is undone)",
         RULES,
     )
-    lr_decay: float = _setting(
-        0.95, "decay of the rate", "a number from 0 to 1, not 0", lambda v: _is_real(v) and 0 < v <= 1, float
+    lr_decay: float = setting(
+        0.95, "decay of the rate", "a number from 0 to 1, not 0", lambda v: is_real(v) and 0 < v <= 1, float
     )
-    lr_row_bias: float | None = _number(None, "rate of row biases in the first epoch instead of --lr", 1e-30, 1e6, True)
-    lr_col_bias: float | None = _number(None, "the same of column biases", 1e-30, 1e6, True)
-    validation_fraction: float = _setting(
+    lr_row_bias: float | None = number(None, "rate of row biases in the first epoch instead of --lr", 1e-30, 1e6, True)
+    lr_col_bias: float | None = number(None, "the same of column biases", 1e-30, 1e6, True)
+    validation_fraction: float = setting(
         0.0, "share of the training ratings to hold out, by seed, and to watch",
-        "a number from 0 to 1, not 1", lambda v: _is_real(v) and 0 <= v < 1, float,
+        "a number from 0 to 1, not 1", lambda v: is_real(v) and 0 <= v < 1, float,
     )  # fmt: skip
-    folds: int | None = _integer(None, "cut the training ratings into so many folds, by seed", 2, 1000, True)
-    fold: int = _integer(1, "which of the folds to hold out and to watch, from 1", 1, 1000)
-    patience: int | None = _integer(
+    folds: int | None = integer(None, "cut the training ratings into so many folds, by seed", 2, 1000, True)
+    fold: int = integer(1, "which of the folds to hold out and to watch, from 1", 1, 1000)
+    patience: int | None = integer(
         None, "stop after so many epochs without a better validation measure, and go back to the best", 1, 2**62, True
     )
-    threads: int = _integer(1, "threads of each rank", 1, 2**62)
-    memory: int | None = _setting(
+    threads: int = integer(1, "threads of each rank", 1, 2**62)
+    memory: int | None = setting(
         None,
         "bytes that each rank may take, as 512M or 2G (default: its share of what the job or the machine has); ratings "
         "that don't fit are streamed from the file",
-        "a number of bytes > 0", lambda v: v is None or (_is_int(v) and v > 0), size,
+        "a number of bytes > 0", lambda v: v is None or (is_int(v) and v > 0), size,
     )  # fmt: skip
-    spill: str | None = _setting(
+    spill: str | None = setting(
         None, "folder for a file with the rows of P, if they don't fit the memory", "the path of a folder",
         lambda v: v is None or isinstance(v, str), str,
     )  # fmt: skip
@@ -281,3 +178,48 @@ class TrainConfig(_Checked):
     def resolved(self, loss: Loss) -> "TrainConfig":
         """These settings with the loss's rate where none is given."""
         return self if self.lr is not None else self.having(lr=loss.rates[self.optimizer])
+
+
+@dataclass(frozen=True)
+class SafetyConfig(Settings):
+    """What keeps a run safe from crashes, and what it goes on from; none of it changes a bit of the result."""
+
+    checkpoint: str | None = setting(
+        None, "folder for checkpoints, on a file system that all ranks share",
+        "the path of a folder", lambda v: v is None or (isinstance(v, str) and bool(v)),
+    )  # fmt: skip
+    checkpoint_every: str = setting(
+        "5m", "how often: by time (90s, 5m, 1h), epochs (3ep) or steps (100steps)",
+        "a time, epochs or steps, as 5m, 3ep or 100steps",
+        lambda v: isinstance(v, str) and bool(re.fullmatch(EVERY, v)),
+    )  # fmt: skip
+    keep: int = integer(2, "how many checkpoints stay", 1, 10**6)
+    resume: str | None = setting(
+        None, "go on from a checkpoint: its PATH, or auto for the newest whole one of --checkpoint, if there is any",
+        "auto, or the path of a checkpoint", lambda v: v is None or (isinstance(v, str) and bool(v)),
+    )  # fmt: skip
+    replicas: int = integer(
+        0, "copies of each rank's shard in a neighbour's memory, to go back to when a rank dies", 0, 1
+    )
+    respawn: bool = flag(False, "start ranks in place of those that died (Open MPI with ULFM)")
+    hang_timeout: float = number(
+        60.0, "seconds without a sign of life after which a rank is taken for dead; 0: never", 0.0, 1e6
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume == "auto" and self.checkpoint is None:
+            raise ConfigError("resume='auto': needs the folder of the checkpoints; give checkpoint too")
+
+    @property
+    def interval(self) -> tuple[int, str]:
+        """How often there is a checkpoint: a number, and "seconds", "epochs" or "steps".
+
+        >>> SafetyConfig(checkpoint_every="5m").interval, SafetyConfig(checkpoint_every="3ep").interval
+        ((300, 'seconds'), (3, 'epochs'))
+        """
+        unit = self.checkpoint_every.lstrip("0123456789")
+        count = int(self.checkpoint_every.removesuffix(unit))
+        if unit in SECONDS:
+            return count * SECONDS[unit], "seconds"
+        return count, "epochs" if unit == "ep" else "steps"

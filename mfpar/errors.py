@@ -1,7 +1,8 @@
 """The exceptions of mfpar: each message is one sentence that says what is wrong, where, and what to do.
 
 Every class also derives from the fitting builtin, so that callers who know nothing of mfpar can catch it.
-`exit_code` is what the command line ends with: 2 for a request that can't be met as it stands, 1 for a failure.
+`exit_code` is what the command line ends with: 2 for a request that can't be met as it stands, 1 for a failure, 75 (as
+EX_TEMPFAIL of sysexits.h) where nothing is wrong but time is up: the same command with --resume auto goes on.
 """
 
 
@@ -53,3 +54,13 @@ class DivergedError(MfparError, ArithmeticError):
 
 class RankError(MfparError, RuntimeError):
     """Another rank failed with an error that has no class of mfpar's."""
+
+
+class RankLostError(RankError):
+    """A rank has died, or is taken for dead; those that are left can go on together if MPI lets them."""
+
+
+class PreemptedError(MfparError, RuntimeError):
+    """A run was asked to stop and has left a checkpoint to go on from."""
+
+    exit_code = 75

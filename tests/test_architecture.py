@@ -23,6 +23,7 @@ LONGEST = 300  # lines of a module
 HOUSE = (
     ("errors",),
     ("losses", "heaps"),
+    ("settings",),
     ("atomic", "hashing", "formats", "grid", "config", "kernels", "parallel"),
     ("shards", "schedule", "blockreader", "sharded", "metrics"),
     ("blockfile", "budget"),

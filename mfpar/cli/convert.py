@@ -3,8 +3,8 @@
 import argparse
 import time
 
-from mfpar.config import size
 from mfpar.parallel import launch
+from mfpar.settings import size
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mfpar.config import size
 from mfpar.parallel import launch
+from mfpar.settings import size
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -6,10 +6,11 @@ import tomllib
 from collections.abc import Collection
 from typing import Any
 
-from mfpar.config import ModelConfig, TrainConfig
+from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.errors import ConfigError
 
 WORDS = {True: "yes", False: "no"}
+TABLES: dict[str, type[Any]] = {"model": ModelConfig, "train": TrainConfig, "safety": SafetyConfig}
 INFORMATIVE = {"result"}  # tables of a configuration file that say where it comes from
 
 
@@ -37,14 +38,14 @@ def settings_of(args: argparse.Namespace, settings: type[Any], file: dict[str, A
 
 
 def read_config(path: str | None) -> dict[str, dict[str, Any]]:
-    """The tables "model" and "train" of a configuration file (TOML); empty ones without a file.
+    """The tables of a configuration file (TOML), "model", "train" and "safety"; empty ones without a file.
 
     Raises
     ------
     ConfigError
         It can't be read, or has settings that there are not.
     """
-    tables: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
+    tables: dict[str, dict[str, Any]] = {name: {} for name in TABLES}
     if path is None:
         return tables
     try:
@@ -54,7 +55,7 @@ def read_config(path: str | None) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no TOML file: {error}") from error
-    for name, settings in (("model", ModelConfig), ("train", TrainConfig)):
+    for name, settings in TABLES.items():
         table = found.pop(name, {})
         known = {field.name for field in dataclasses.fields(settings)}
         unknown = sorted(set(table) - known) if isinstance(table, dict) else [name]
@@ -62,5 +63,6 @@ def read_config(path: str | None) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{path}: [{name}] has no setting {unknown[0]!r}; it takes {', '.join(sorted(known))}")
         tables[name] = table
     if unknown := sorted(set(found) - INFORMATIVE):
-        raise ConfigError(f"{path}: has {unknown[0]!r}; the tables of a configuration are [model] and [train]")
+        named = ", ".join(f"[{name}]" for name in TABLES)
+        raise ConfigError(f"{path}: has {unknown[0]!r}; the tables of a configuration are {named}")
     return tables

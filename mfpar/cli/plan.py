@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from mfpar.cli import quantities
 from mfpar.cli.options import add_settings, read_config, settings_of
-from mfpar.config import ModelConfig, TrainConfig, size
+from mfpar.config import ModelConfig, TrainConfig
 from mfpar.errors import ConfigError
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
+from mfpar.settings import size
 
 if TYPE_CHECKING:
     from mfpar.planning.cluster import Network

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from mfpar.config import size
 from mfpar.errors import ConfigError
 from mfpar.parallel import launch
+from mfpar.settings import size
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
