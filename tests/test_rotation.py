@@ -102,8 +102,16 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str], threads
         else:
             before = comm.bytes_sent
             comm.gather(None)
-            totals = rotation.run(ring(grid.size, seed, stage), visit, 2)
-            comm.gather(None)
+            order, totals, step = ring(grid.size, seed, stage), None, 0
+            for steps in parts(grid.size, seed + stage):
+                so_far = None if totals is None else totals.sums
+                totals = rotation.run(np.roll(order, -step), visit, 2, steps, "visit", so_far).after(totals)
+                step += steps
+                comm.gather(None)
+                assert (rotation.order == np.roll(order, -step)).all()
+                for j, block in zip(rotation.order[first:last], rotation.held(), strict=True):
+                    assert (block == name(int(j), meetings_so_far + step)).all()
+                comm.gather(None)
             met = sum(range(1, grid.size + 1))  # every column-block once, j + 1 for column-block j
             assert totals.sums.tolist() == [[met, grid.size * i] for i in range(grid.size)]
             assert totals.bytes_sent == sum(comm.gather(comm.bytes_sent - before))
@@ -114,6 +122,13 @@ def rotate(comm, grid: Grid, log: Log, seed: int, plan: list[int | str], threads
     room = [max(lengths)] * len(rotation.slots.starts) if len(set(comm.leaders)) > 1 else lengths
     assert len(rotation.slots.buffer) == sum(room)
     return len(rotation.slots.starts)
+
+
+def parts(size: int, seed: int) -> list[int]:
+    """The steps of an epoch in some parts, as often as not in one."""
+    random = np.random.default_rng(seed)
+    ends = np.unique(random.integers(1, size + 1, random.integers(0, 3)))
+    return np.diff([0, *ends[ends < size], size]).tolist()
 
 
 def name(j: int, meetings: int) -> np.float32:
@@ -190,7 +205,7 @@ def test_an_error_in_one_thread_ends_the_pass_on_all_ranks(team):
                     raise StorageError("no more")
 
         rotation = Rotation(grid, LAYOUT, comm, lambda block, j: None, Crew(2), Trace(comm, None))
-        rotation.run(ring(8, 0, 1), visit, 1)
+        rotation.run(ring(8, 0, 1), visit, 1, 8, "visit")
 
     outcomes = simulated.run_all(4, fail, team=team)
     assert [str(outcome) for outcome in outcomes] == ["no more"] * 4
@@ -216,7 +231,7 @@ def test_compiled_workers_take_turns_as_their_twin_does():
                 log.note(place, j)
 
     before = time.monotonic_ns()
-    totals = rotation.run(ring(6, 3, 1), visit, 4, name="look")
+    totals = rotation.run(ring(6, 3, 1), visit, 4, 6, "look")
     after = time.monotonic_ns()
     [(what, marks, shares, order, origin)] = noted
     assert (what, shares, order.tolist(), origin) == ("look", [(0, 3), (3, 6)], ring(6, 3, 1).tolist(), 0)

@@ -114,9 +114,8 @@ class Ferry:
         with self._trace.span("exchange"):
             self.lay(before, order, turn)
         exchanged = time.perf_counter() - started
-        if steps == self._size:
-            passage = _Passage(self, order, turn)
-            self._comm.wait_until(lambda: passage.complete() or bool(job.error) or self.stopped)
+        passage = _Passage(self, order, turn, steps)
+        self._comm.wait_until(lambda: passage.complete() or bool(job.error) or self.stopped)
         return exchanged
 
     def lay(self, before: np.ndarray, order: np.ndarray, turn: int) -> None:
@@ -208,14 +207,12 @@ def _any_arrived(flights: list[Flight]) -> bool:
 
 
 class _Passage:
-    """One pass round the ring: the blocks that leave, in order, and those that come."""
+    """Some steps round the ring: the blocks that leave, in order, and those that come, one of each in every step."""
 
-    def __init__(self, ferry: Ferry, order: np.ndarray, turn: int):
-        self._ferry, self._turn, self._size = ferry, turn, len(order)
-        steps = np.arange(self._size)
-        self._to_leave, self._to_come = (
-            order[(end + steps) % self._size] for end in (ferry.port.first, ferry.port.last)
-        )
+    def __init__(self, ferry: Ferry, order: np.ndarray, turn: int, steps: int):
+        self._ferry, self._turn, self._steps = ferry, turn, steps
+        ends = ferry.port.first, ferry.port.last
+        self._to_leave, self._to_come = (order[(end + np.arange(steps)) % len(order)] for end in ends)
         self._left = self._come = 0  # how many have begun to
         self._leaving: list[Flight] = []
         self._coming: list[tuple[Flight, int]] = []
@@ -224,14 +221,14 @@ class _Passage:
         """Do what can be done now; whether all is done."""
         ferry = self._ferry
         self._leaving, self._coming = ferry.land(self._leaving, self._coming)
-        while self._left < self._size and self._may_leave(int(self._to_leave[self._left])):
+        while self._left < self._steps and self._may_leave(int(self._to_leave[self._left])):
             self._leaving.append(ferry.send(int(self._to_leave[self._left]), ferry.port.above, 0))
             self._left += 1
-        while self._come < self._size and ferry.has_room:
+        while self._come < self._steps and ferry.has_room:
             flight = ferry.receive(int(self._to_come[self._come]), ferry.port.below, 0)
             self._come += 1
             self._coming.append((flight, self._turn + self._come))
-        return self._left == self._come == self._size and not self._leaving and not self._coming
+        return self._left == self._come == self._steps and not self._leaving and not self._coming
 
     def _may_leave(self, j: int) -> bool:
         return self._ferry.visited(j) == self._turn + self._left + 1

@@ -105,12 +105,14 @@ class Rotation:
         order: np.ndarray,
         visit: Callable[[Turns, np.ndarray], None],
         width: int,
-        steps: int | None = None,
-        name: str = "compute",
+        steps: int,
+        name: str,
+        so_far: np.ndarray | None = None,
     ) -> Totals:
-        """Let every row-block meet column-blocks in `order` (see `mfpar.schedule.ring`): all, or for some steps.
+        """Let every row-block meet column-blocks in `order` (see `mfpar.schedule.ring`), for so many steps. Collective.
 
-        Not all only where `order` is what it was before. Collective.
+        Afterwards row-block i has at its place the block that it would meet next, order[(i + steps) mod G]: who goes on
+        from there, with as many steps as are left, makes the same visits in the same orders as who never stopped.
 
         Parameters
         ----------
@@ -118,9 +120,11 @@ class Rotation:
             Adds to the sums of the row-blocks that it visits, which begin at 0.
         width : at most `mfpar.engine.tally.WIDEST`
         name : what it does, for the trace
+        so_far : float64[G, width]
+            What the sums begin at, if not at 0.
         """
-        held, steps = self._last - self._first, self._size if steps is None else steps
-        sums, clocks = self._tally.begin(width)
+        held = self._last - self._first
+        sums, clocks = self._tally.begin(width, so_far)
         marks = np.zeros((held, steps * self._trace.wanted, 3), np.int64)
         if self._turn > LAST_TURN - 2 * self._size:
             self._begin_anew()
@@ -129,7 +133,7 @@ class Rotation:
             announce_all(self.board, self.order[self._first : self._last], self._turn)
         else:
             self._comm.gather(None)  # all have let go of what may have to leave the team
-        before, self.order = self.order, order
+        before, self.order = self.order, np.roll(order, -steps)
 
         self._ended += self._workers
 

@@ -172,10 +172,12 @@ class Tables:
         level = float(self.objective.base) + self._offset - self.objective.level
         return Averages.of(everybody, self.header.ratings, level, self.objective.model.nonnegative)
 
-    def _visit_all(self, order: np.ndarray, call: Call, width: int, name: str) -> Totals:
-        """Let a kernel visit every block once, in the order of the ring; see `Rotation.run`. Collective."""
-        return self._rotation.run(order, self._feed.visitor(call), width, name=name)
+    def _visit(
+        self, order: np.ndarray, call: Call, width: int, name: str, steps: int, so_far: np.ndarray | None = None
+    ) -> Totals:
+        """Let a kernel visit blocks in the order of the ring, for so many steps; see `Rotation.run`. Collective."""
+        return self._rotation.run(order, self._feed.visitor(call), width, steps, name, so_far)
 
     def _visit_home(self, call: Call, width: int) -> Totals:
         """Let a kernel visit the blocks on the diagonal, column-blocks at home. Collective."""
-        return self._rotation.run(np.arange(self._grid.size), self._feed.visitor(call), width, 1, "sample")
+        return self._visit(np.arange(self._grid.size), call, width, "sample", 1)

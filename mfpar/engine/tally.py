@@ -43,6 +43,19 @@ class Totals:
     exchanged: float
     bytes_sent: int
 
+    def after(self, before: "Totals | None") -> "Totals":
+        """What this pass and those `before` amount to, from whose sums it went on."""
+        if before is None:
+            return self
+        return Totals(
+            sums=self.sums,
+            seconds=before.seconds + self.seconds,
+            waited=before.waited + self.waited,
+            worked=before.worked + self.worked,
+            exchanged=before.exchanged + self.exchanged,
+            bytes_sent=before.bytes_sent + self.bytes_sent,
+        )
+
 
 class Tally:
     """Sums and clocks of the row-blocks of a team. Collective.
@@ -62,19 +75,22 @@ class Tally:
         self._sums = sums.view(np.float64).reshape(PAGES, self._held * WIDEST)
         self._clocks = clocks.view(np.int64).reshape(PAGES, self._held, CLOCKS)
         first, last = port.spans[comm.rank - port.leaders[comm.rank]]
-        self._own = slice(first - port.first, last - port.first)
+        self._rows, self._own = slice(first, last), slice(first - port.first, last - port.first)
         self._page = 0
         self._sent = 0
 
-    def begin(self, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sums float64[B, width] and clocks int64[B, CLOCKS] of this rank's row-blocks for the next pass, all 0. Local.
+    def begin(self, width: int, so_far: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Sums float64[B, width] and clocks int64[B, CLOCKS] of this rank's row-blocks for the next pass. Local.
 
-        Every rank begins every pass, and only once it has ended the one before.
+        All are 0, or the sums what they are `so_far` (float64[G, width]). Every rank begins every pass, and only once it
+        has ended the one before.
         """
         self._page = (self._page + 1) % PAGES
         self._width, self._sent = width, self._comm.bytes_sent
         sums, clocks = self._table()[self._own], self._clocks[self._page, self._own]
         sums[:], clocks[:] = 0, 0
+        if so_far is not None:
+            sums[:] = so_far[self._rows]
         return sums, clocks
 
     def end(self, workers: int, exchanged: float) -> Totals:

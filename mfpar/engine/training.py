@@ -18,6 +18,7 @@ from mfpar.engine.parts import read_parts
 from mfpar.engine.report import Measures
 from mfpar.engine.steps import Steps
 from mfpar.engine.tables import Tables, require_places
+from mfpar.engine.tally import Totals
 from mfpar.engine.trace import Trace
 from mfpar.errors import ConfigError
 from mfpar.kernels import ABSOLUTES, COUNTED, DESCENT, LOSS, REFUSED, RIGHT, SCORES, SQUARES, SUMS, VALUE, Knobs
@@ -29,6 +30,19 @@ from mfpar.schedule import ring, sample_key
 from mfpar.shards import Layout
 
 RINGS = 32  # found at once
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is done of an epoch: some steps, and what its sums are by now, float64[G, SUMS]; None before the first."""
+
+    step: int = 0
+    sums: np.ndarray | None = None
+
+
+NOT_BEGUN = Begun()
+# Says how many steps to take next, at least 1, of an epoch that has begun. Collective.
+Pause = Callable[[Begun], int]
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ class Training(Tables):
             self._parts = read_parts(file, self.first, self.last, train, needs, check, comm)
         self._rings: dict[int, np.ndarray] = {}
         self._peak_memory: list[int] = []
+        self.pace: float | None = None  # seconds that a step took last, the same on all ranks
         self._block_counts = file.counts("train") if comm.rank == 0 else None
         self._steps = Steps(self.objective, self.layout, train, file, comm)
         self._sizes = {name: sum(comm.gather(int(part.counts.sum()))) for name, part in self._parts.items()}
@@ -94,14 +109,23 @@ class Training(Tables):
         if not self._weight:
             raise ConfigError(f"{file.path}: all training ratings have the weight 0, so there is nothing to learn")
 
-    def run_epoch(self, epoch: int, knobs: Knobs, checked: bool = False, inspect: bool = True) -> Pass:
+    def run_epoch(
+        self,
+        epoch: int,
+        knobs: Knobs,
+        checked: bool = False,
+        inspect: bool = True,
+        begun: Begun = NOT_BEGUN,
+        pause: Pause | None = None,
+    ) -> Pass:
         """Visit every training rating once. Collective.
 
         A `checked` pass refuses steps that are not finite; without `inspect` only the loss tells whether all is finite.
+        An epoch that has `begun` is gone on with; `pause` may interrupt it. Neither changes a bit.
         """
         order = self._ring(epoch)
         kernel = self._steps.checked() if checked else self._steps.update
-        totals = self._visit_all(order, self._updating(kernel, knobs, epoch), SUMS, "compute")
+        totals = self._go_round(order, self._updating(kernel, knobs, epoch), begun, pause)
         with self.trace.span("inspect"):
             looks = self.comm.gather([self.finite, peak_memory()]) if inspect else []
             self._peak_memory = [peak for _, peak in looks] or self._peak_memory
@@ -129,6 +153,17 @@ class Training(Tables):
             step_balance=[] if counts is None else step_balance(counts, order, self.comm.size),
             refused=(first[0], first[1]) if refused else None,
         )
+
+    def _go_round(self, order: np.ndarray, call: Call, begun: Begun, pause: Pause | None) -> Totals:
+        """The steps of an epoch that are left."""
+        size, totals = self._grid.size, None
+        while totals is None or begun.step < size:
+            left = size - begun.step
+            steps = min(left, pause(begun)) if pause else left
+            part = self._visit(np.roll(order, -begun.step), call, SUMS, "compute", steps, begun.sums)
+            totals, self.pace = part.after(totals), part.seconds / steps
+            begun = Begun(begun.step + steps, part.sums)
+        return totals
 
     def _ring(self, epoch: int) -> np.ndarray:
         """The epoch's order of column-blocks; several are found at once: cold code takes ten times as long."""
@@ -170,7 +205,8 @@ class Training(Tables):
         if part == "test" and self.header.test_unknown:
             self.seat_strangers()
         base = np.float32(self.objective.base + self._offset)
-        totals = self._visit_all(np.arange(self._grid.size), self._scoring(part, base), SCORES, "evaluate")
+        size = self._grid.size
+        totals = self._visit(np.arange(size), self._scoring(part, base), SCORES, "evaluate", size)
         loss, squares, absolutes, right = _added(totals.sums, (LOSS, SQUARES, ABSOLUTES, RIGHT))
         count = squares if self._steps.contrast else self._sizes[part]
         measures = from_sums(self.objective.loss.metrics, loss, squares, absolutes, right, count)
