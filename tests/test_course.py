@@ -16,6 +16,7 @@ from mfpar.blockfile import BlockedFile
 from mfpar.budget import needs_of
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine import course
+from mfpar.engine.beginning import TRIED_RATES
 from mfpar.engine.holdout import held_out, some
 from mfpar.errors import ConfigError, DivergedError
 from mfpar.losses import BUILTIN
@@ -149,7 +150,7 @@ def test_a_rate_is_found_and_leaves_no_trace(tmp_path, loss, optimizer):
     planted = plant(tmp_path / "ratings.h5", grid=4, implicit=loss != "squared")
     done = fit(planted, loss, optimizer, lr="auto", epochs=2)
     own = settings(loss, optimizer)[1].rates[optimizer]
-    assert rates(done)[0] in [own * times / 2 for times in course.TRIED_RATES]
+    assert rates(done)[0] in [own * times / 2 for times in TRIED_RATES]
     same(done, fit(planted, loss, optimizer, lr=rates(done)[0], epochs=2))
 
 

@@ -133,7 +133,10 @@ def run(planted: Planted, model: ModelConfig, loss: Any, train: TrainConfig, com
     reports, events = [], []
     with BlockedFile(planted.path) as file:
         training = Training(file, model, loss, train, comm or Serial())
-        Course(training, planted.path, reports.append, lambda kind, content: events.append((kind, content))).run()
+        with Course(
+            training, planted.path, reports.append, lambda kind, content: events.append((kind, content))
+        ) as course:
+            course.run()
     return Run(training, reports, events)
 
 

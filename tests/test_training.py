@@ -121,7 +121,8 @@ def test_centring_changes_no_prediction_and_makes_the_average_zero(data, monkeyp
         with BlockedFile(data.path) as file:
             model, loss = ModelConfig(factors=8).resolved()
             training = Training(file, model, loss, TrainConfig(epochs=3).resolved(loss), Serial())
-            Course(training, data.path, lambda report: None, lambda kind, content: None).run()
+            with Course(training, data.path, lambda report: None, lambda kind, content: None) as course:
+                course.run()
             sides = [[block(b) for b in range(data.grid.size)] for block in (training.row_block, training.col_block)]
             P, b, Q, c = (np.concatenate([part[k] for part in side]).astype(float) for side in sides for k in (0, 1))
             counts = [file.ratings_of(side) for side in ("rows", "cols")]

@@ -84,7 +84,8 @@ def train_file(
         tell("run", description | {"memory": described_memory(training.needs, comm)})
         if comm.size > 1 and file.grid.size < 2 * comm.size:
             tell("warning", {"message": _crowded(file.grid.size, comm.size)})
-        Course(training, output, on_epoch, tell).run()
+        with Course(training, output, on_epoch, tell) as course:
+            course.run()
         record = {
             "config": {name: description[name] for name in ("model", "train")},
             "curve": curve,

@@ -4,7 +4,7 @@ Each rank copies what it holds, where it holds it, so that neither keeping nor g
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,16 @@ class Copies:
                     file.write(np.ascontiguousarray(array).data)
         self._kept.update(dict.fromkeys(roles, self._count))
         self._drop_unused()
+
+    def read(self, role: str, lengths: Iterable[int]) -> Iterator[np.ndarray]:
+        """What is kept for a role, array by array, of the lengths that were kept."""
+        copy = self._copies[self._kept[role]]
+        if isinstance(copy, Path):
+            with storage_errors(copy), copy.open("rb") as file:
+                for length in lengths:
+                    yield np.fromfile(file, np.float32, length)
+        else:
+            yield from copy
 
     def rename(self, role: str, other: str) -> None:
         """What is kept for a role is kept for another one, whose own is dropped."""

@@ -73,6 +73,11 @@ class Objective:
     every: int  # of how many ratings the training loss takes one
     path: object  # of the data, for messages
 
+    @property
+    def negligible(self) -> float:
+        """A mean loss that no data can call an explosion."""
+        return float(1e-3 * self.unit**self.loss.degree)
+
     @classmethod
     def of(cls, model: ModelConfig, loss: Loss, header: Header, path: object) -> "Objective":
         """From the settings and what the data say of themselves.

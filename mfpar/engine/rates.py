@@ -37,6 +37,15 @@ class Rates:
         """The current rate as a share of the first one, for rates that are given apart."""
         return self.now / self._first
 
+    @property
+    def memory(self) -> list[float]:
+        """All that has become of it so far; to be set when a run goes on from there."""
+        return [self._first, self._rate, self._repairs]
+
+    @memory.setter
+    def memory(self, memory: list[float]) -> None:
+        self._first, self._rate, self._repairs = memory
+
     def advance(self, epoch: int) -> None:
         """Go on to the epoch after `epoch`."""
         if isinstance(self._train.lr, tuple):

@@ -1,6 +1,7 @@
 """What training tells of itself: a description at the start, a report after every epoch; both plain JSON."""
 
 import importlib.metadata
+import math
 import platform
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,22 @@ from mfpar.config import ModelConfig, TrainConfig
 from mfpar.parallel.comm import Communicator
 
 Measures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over the ratings did, over all ranks; the same on every rank."""
+
+    loss: float  # mean value, of scores met on the way; not finite where training diverged
+    finite: bool  # the state after it, as far as it was inspected
+    seconds: float  # on the slowest team
+    seconds_waiting: float  # for turns, mean over threads
+    seconds_working: float  # inside blocks, mean over threads
+    seconds_exchange: float  # until column-blocks lay in order, on the slowest team
+    bytes_sent: int
+    peak_memory: list[int]  # bytes of each rank, when it was looked at last
+    step_balance: list[float]  # see `mfpar.engine.balance`; on the first rank
+    refused: tuple[float, float] | None = None  # r and z of the first step that a checked pass has refused
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,39 @@ class EpochReport:
     bytes_sent: int  # from node to node while training, all ranks together
     peak_memory: list[int]  # bytes of each rank so far, when that was looked at last
     step_balance: list[float]  # by step: a rank's ratings on average, over those of the busiest; on the first rank
+
+    @classmethod
+    def of(
+        cls,
+        epoch: int,
+        done: Pass,
+        lr: float,
+        ratings: int,
+        squared: bool,
+        measures: dict[str, Measures | None],
+        seconds_evaluate: float,
+    ) -> "EpochReport":
+        """What is reported of a pass over so many ratings, and of the measures of held-out parts after it."""
+        test = measures["test"]
+        return cls(
+            epoch=epoch,
+            seconds=done.seconds,
+            seconds_evaluate=seconds_evaluate,
+            train_loss=done.loss,
+            train_rmse=math.sqrt(max(2 * done.loss, 0.0)) if squared else None,
+            test=test,
+            test_rmse=test.get("rmse") if test else None,
+            test_mae=test.get("mae") if test else None,
+            validation=measures["validation"],
+            updates_per_second=ratings / done.seconds,
+            lr=lr,
+            seconds_waiting=done.seconds_waiting,
+            seconds_working=done.seconds_working,
+            seconds_exchange=done.seconds_exchange,
+            bytes_sent=done.bytes_sent,
+            peak_memory=done.peak_memory,
+            step_balance=done.step_balance,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

@@ -110,6 +110,17 @@ class Tables:
         order, self._offset = position
         self._rotation.relabel(order)
 
+    def named(self, order: np.ndarray, role: str) -> list[tuple[str, int]]:
+        """Names and floats of the blocks that `state` goes through here while column-blocks lie in `order`. Local."""
+        rows = [
+            (f"{role}/rows/{i}", self.layout.floats(int(self._grid.row_sizes[i]))) for i in range(self.first, self.last)
+        ]
+        cols = [
+            (f"{role}/cols/{j}", self.layout.floats(int(self._grid.col_sizes[j])))
+            for j in order[self.first : self.last]
+        ]
+        return rows + cols
+
     def seat_strangers(self) -> None:
         """Make the stranger of every block the average row, as the finished model will score it. Collective."""
         if self._centred:

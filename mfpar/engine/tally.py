@@ -43,6 +43,15 @@ class Totals:
     exchanged: float
     bytes_sent: int
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Totals":
+        """From what `as_dict` returned."""
+        return cls(**{**values, "sums": np.array(values["sums"])})
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return {**vars(self), "sums": self.sums.tolist()}
+
     def after(self, before: "Totals | None") -> "Totals":
         """What this pass and those `before` amount to, from whose sums it went on."""
         if before is None:
@@ -82,8 +91,8 @@ class Tally:
     def begin(self, width: int, so_far: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Sums float64[B, width] and clocks int64[B, CLOCKS] of this rank's row-blocks for the next pass. Local.
 
-        All are 0, or the sums what they are `so_far` (float64[G, width]). Every rank begins every pass, and only once it
-        has ended the one before.
+        All are 0, or the sums what they are `so_far` (float64[G, width]). Every rank begins every pass, and only once
+        it has ended the one before.
         """
         self._page = (self._page + 1) % PAGES
         self._width, self._sent = width, self._comm.bytes_sent

@@ -15,7 +15,7 @@ from mfpar.engine.feed import Call
 from mfpar.engine.objective import Objective, check_ratings
 from mfpar.engine.parts import needs as needs_of_run
 from mfpar.engine.parts import read_parts
-from mfpar.engine.report import Measures
+from mfpar.engine.report import Measures, Pass
 from mfpar.engine.steps import Steps
 from mfpar.engine.tables import Tables, require_places
 from mfpar.engine.tally import Totals
@@ -34,31 +34,15 @@ RINGS = 32  # found at once
 
 @dataclass(frozen=True)
 class Begun:
-    """What is done of an epoch: some steps, and what its sums are by now, float64[G, SUMS]; None before the first."""
+    """What is done of an epoch: some steps, and what they amount to; the same on every rank."""
 
     step: int = 0
-    sums: np.ndarray | None = None
+    totals: Totals | None = None  # of width SUMS
 
 
 NOT_BEGUN = Begun()
 # Says how many steps to take next, at least 1, of an epoch that has begun. Collective.
 Pause = Callable[[Begun], int]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one pass over the ratings did, over all ranks; the same on every rank."""
-
-    loss: float  # mean value, of scores met on the way; not finite where training diverged
-    finite: bool  # the state after it, as far as it was inspected
-    seconds: float  # on the slowest team
-    seconds_waiting: float  # for turns, mean over threads
-    seconds_working: float  # inside blocks, mean over threads
-    seconds_exchange: float  # until column-blocks lay in order, on the slowest team
-    bytes_sent: int
-    peak_memory: list[int]  # bytes of each rank, when it was looked at last
-    step_balance: list[float]  # see `mfpar.engine.balance`; on the first rank
-    refused: tuple[float, float] | None = None  # r and z of the first step that a checked pass has refused
 
 
 class Training(Tables):
@@ -156,13 +140,12 @@ class Training(Tables):
 
     def _go_round(self, order: np.ndarray, call: Call, begun: Begun, pause: Pause | None) -> Totals:
         """The steps of an epoch that are left."""
-        size, totals = self._grid.size, None
-        while totals is None or begun.step < size:
-            left = size - begun.step
-            steps = min(left, pause(begun)) if pause else left
-            part = self._visit(np.roll(order, -begun.step), call, SUMS, "compute", steps, begun.sums)
-            totals, self.pace = part.after(totals), part.seconds / steps
-            begun = Begun(begun.step + steps, part.sums)
+        size, step, totals = self._grid.size, begun.step, begun.totals
+        while totals is None or step < size:
+            steps = min(size - step, pause(Begun(step, totals))) if pause else size - step
+            so_far = None if totals is None else totals.sums
+            part = self._visit(np.roll(order, -step), call, SUMS, "compute", steps, so_far)
+            step, totals, self.pace = step + steps, part.after(totals), part.seconds / steps
         return totals
 
     def _ring(self, epoch: int) -> np.ndarray:
@@ -193,6 +176,11 @@ class Training(Tables):
         value, pairs = _added(totals.sums, (LOSS, SQUARES))
         count = sum(self.comm.gather(int(self._parts["train"].counts.diagonal(self.first).sum())))
         return mean(value, pairs if self._steps.contrast else count)
+
+    def knobs(self, rate: float, share: float) -> Knobs:
+        """The constants of an epoch at a learning rate, which is this share of the first one."""
+        given = self.train.lr_row_bias, self.train.lr_col_bias
+        return self.objective.knobs(rate, *(rate if own is None else own * share for own in given))
 
     def measure(self, part: str) -> tuple[Measures | None, float]:
         """Measures of a held-out part, "test" or "validation", as the saved model will have them; None without one.
