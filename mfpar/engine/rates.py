@@ -44,6 +44,7 @@ class Rates:
 
     @memory.setter
     def memory(self, memory: list[float]) -> None:
+        """Go on from there."""
         self._first, self._rate, self._repairs = memory
 
     def advance(self, epoch: int) -> None:
