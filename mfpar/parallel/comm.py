@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mfpar.errors import LaunchError
 from mfpar.parallel.memory import aligned
 
 PATIENCE = 5e-4  # seconds between looks of a wait
@@ -50,6 +51,12 @@ class Communicator(Protocol):
         Of each rank the first one of its team: ranks that share memory, and follow one on the other.
     bytes_sent : int
         Bytes of messages this rank has started to send so far.
+    tolerant : bool
+        Whether the ranks that are left can go on when others die; see `guard` and `survivors`.
+    joined : bool
+        Whether this rank was started to take the place of one that died, and has done nothing so far.
+    warning : str
+        What went wrong when this communicator was made of survivors, as a sentence; "" as a rule.
     """
 
     rank: int
@@ -57,6 +64,9 @@ class Communicator(Protocol):
     library: str
     leaders: list[int]
     bytes_sent: int
+    tolerant: bool
+    joined: bool
+    warning: str
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """Start messages and return at once; buffers belong to the messages until `wait` returns. Local."""
@@ -88,6 +98,24 @@ class Communicator(Protocol):
 
         An error inside it on one rank interrupts the waits of the others within a second. A rank that fails with an
         error that is not mfpar's makes the others raise RankError.
+
+        If a rank of a tolerant communicator dies, all that are left raise RankLostError, wherever in here they are,
+        within a second; so they do if the region itself raises it. Nothing but `survivors` can be done with the
+        communicator then. If a rank fails by itself at that moment, the others raise RankError: the run has failed.
+        """
+
+    def survivors(self, respawn: int = 0) -> "Communicator":
+        """The communicator of the ranks that are left, in their order. Collective among them, after RankLostError.
+
+        Parameters
+        ----------
+        respawn : number of processes to start anew; they come last, and have `joined` set. If they can't be started,
+            the others go on without them, and `warning` says so.
+
+        Raises
+        ------
+        LaunchError
+            Ranks of this communicator can't outlive each other.
         """
 
 
@@ -98,6 +126,9 @@ class Serial:
     size = 1
     library = "none"
     bytes_sent = 0
+    tolerant = False
+    joined = False
+    warning = ""
 
     def __init__(self) -> None:
         self.leaders = [0]
@@ -130,3 +161,7 @@ class Serial:
     def guard(self) -> Iterator[None]:
         """Errors raise as they are."""
         yield
+
+    def survivors(self, respawn: int = 0) -> Communicator:
+        """Nobody survives a single rank."""
+        raise LaunchError("a single rank has no others that could go on without it")

@@ -49,6 +49,9 @@ class Mpi:
         self.size: int = comm.Get_size()
         self.library: str = " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split())
         self.bytes_sent = 0
+        self.tolerant = False
+        self.joined = False
+        self.warning = ""
         self._room = LEAST_ROOM
         self._failed = False
         self._notified: Any = None  # the notice that this rank has sent, with its requests: alive until it has gone out
@@ -111,6 +114,10 @@ class Mpi:
         team = _Group(part, self)
         part.Free()
         return team
+
+    def survivors(self, respawn: int = 0) -> "Mpi":
+        """See `Communicator.survivors`."""
+        raise errors.LaunchError("ranks outlive each other only under Open MPI's `mpirun --with-ft ulfm`")
 
     def close(self) -> None:
         """See `Communicator.close`."""
