@@ -65,13 +65,9 @@ def train(data, folder, comm, breaks=None, resumed=None, memory=None, **given):
             if resumed:
                 content, blocks = resumed
 
-                def fill(wanted):
-                    for name, array in wanted:
-                        array[:] = blocks[name]
-                    comm.gather(None)
-                    return True
-
-                assert running.resume(json.loads(content), fill)
+                for name, array in running.lay_out(json.loads(content)):
+                    array[:] = blocks[name]
+                running.resume(json.loads(content))
             ended = running.run()
         tables = {("rows", i): np.copy(training.row_block(i)[0]) for i in range(training.first, training.last)}
         tables |= {("cols", j): np.copy(training.col_block(j)[0]) for j in range(training.first, training.last)}

@@ -40,17 +40,35 @@ class Copies:
         StorageError
             The disk is full, or the folder can't be written to.
         """
-        self._count += 1
         if self._in_memory:
-            self._copies[self._count] = self._copied(list(arrays))
+            self._note(roles, self._copied(list(arrays)))
         else:
-            path = self._beside.with_name(f".{self._beside.name}.{secrets.token_hex(4)}.copy.tmp")
-            self._copies[self._count] = path
+            path = self._name()
+            self._note(roles, path)
             with storage_errors(path), path.open("wb") as file:
                 for array in arrays:
                     file.write(np.ascontiguousarray(array).data)
-        self._kept.update(dict.fromkeys(roles, self._count))
-        self._drop_unused()
+
+    def receive(self, role: str, lengths: Sequence[int]) -> Iterator[np.ndarray]:
+        """Arrays of these lengths, to be filled, each before the next; together they are what is kept for a role.
+
+        Raises
+        ------
+        StorageError
+            As `keep`.
+        """
+        if self._in_memory:
+            copy = [np.empty(length, np.float32) for length in lengths]
+            self._note([role], copy)
+            yield from copy
+        else:
+            path = self._name()
+            self._note([role], path)
+            with storage_errors(path), path.open("wb") as file:
+                for length in lengths:
+                    array = np.empty(length, np.float32)
+                    yield array
+                    file.write(array.data)
 
     def read(self, role: str, lengths: Iterable[int]) -> Iterator[np.ndarray]:
         """What is kept for a role, array by array, of the lengths that were kept."""
@@ -82,6 +100,15 @@ class Copies:
         """Drop all copies."""
         for number in list(self._copies):
             self._drop(number)
+
+    def _name(self) -> Path:
+        return self._beside.with_name(f".{self._beside.name}.{secrets.token_hex(4)}.copy.tmp")
+
+    def _note(self, roles: Sequence[str], copy: list[np.ndarray] | Path) -> None:
+        self._count += 1
+        self._copies[self._count] = copy
+        self._kept.update(dict.fromkeys(roles, self._count))
+        self._drop_unused()
 
     def _copied(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Copies, where possible in memory that held others: new memory costs more than copying does."""

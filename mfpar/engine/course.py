@@ -5,7 +5,7 @@ one and the bits stay what they are.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ NEAR = 10.0  # deviations from the mean, or scores, within which a loss of one's
 REJECTIONS = 10  # of the bold driver in a row: a step a thousand times smaller that does not help either
 
 Notify = Callable[[str, dict[str, Any]], None]  # kind of event, and what it says
-Fill = Callable[[Iterable[Block]], bool]  # writes blocks of a cut, and says whether all ranks could; collective
 
 
 class Course:
@@ -64,6 +63,7 @@ class Course:
         self._history = History(training, beside)
         self._rates = Rates(self._train, 0.0)
         self._at: Standing | None = None
+        self._laid_out = False
         self._begun = NOT_BEGUN  # of the first epoch of a run that goes on from a cut
 
     def __enter__(self) -> "Course":
@@ -72,23 +72,25 @@ class Course:
     def __exit__(self, *error: Any) -> None:
         self._history.__exit__(*error)
 
-    def resume(self, content: dict[str, Any], fill: Fill) -> bool:
-        """Go on from a cut, whose content this is; whether its blocks could be had. Collective."""
-        training, history, memory = self._training, self._history, content["course"]
-        history.remember(memory["history"])
-        for role, (order, offset) in {**content["copies"], "now": content["now"]}.items():
-            training.reposition((np.array(order), offset))
-            names = (name for name, _ in training.named(training.position[0], role))
-            if not fill(zip(names, training.state(change=True), strict=True)):
-                training.restart()
-                return False
-            if role != "now":
-                history.bring(role)
-        history.settle(content["epoch"], content["step"])
+    def lay_out(self, content: dict[str, Any]) -> Iterator[Block]:
+        """The blocks here of a cut with this content, to be written to, for `resume` to go on from. Collective."""
+        self._laid_out = True
+        order, offset = content["now"]
+        self._training.reposition((np.array(order), offset))
+
+        def blocks() -> Iterator[Block]:
+            yield from self._now(change=True)
+            yield from self._history.incoming(content["copies"])
+
+        return blocks()
+
+    def resume(self, content: dict[str, Any]) -> None:
+        """Go on from a cut with this content, whose blocks have been written. Collective."""
+        memory = content["course"]
+        self._history.remember(memory["history"], content["epoch"], content["step"])
         self._at, self._rates.memory = Standing(**memory["standing"]), memory["rates"]
         if content["totals"]:
             self._begun = Begun(content["step"], Totals.of(content["totals"]))
-        return True
 
     def run(self) -> bool:
         """Run all epochs that are left, and finish the training. False where a break has ended the run before.
@@ -101,6 +103,8 @@ class Course:
             The loss's own code yields something that is not a number.
         """
         if self._at is None:
+            if self._laid_out:  # in vain
+                self._training.restart()
             self._at, self._rates = begin(self._training)
         try:
             self._run_epochs(self._at)
@@ -196,11 +200,16 @@ class Course:
         }
 
         def blocks() -> Iterator[Block]:
-            names = (name for name, _ in self._training.named(order, "now"))
-            yield from zip(names, self._training.state(), strict=True)
+            yield from self._now()
             yield from self._history.blocks(roles)
 
         return Cut(at.epoch, begun.step, content, blocks)
+
+    def _now(self, change: bool = False) -> Iterator[Block]:
+        """The blocks here of the state of now."""
+        order, _ = self._training.position
+        names = (name for name, _ in self._training.named(order, "now"))
+        return zip(names, self._training.state(change), strict=True)
 
     @property
     def _wanted(self) -> set[str]:

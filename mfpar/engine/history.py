@@ -104,17 +104,18 @@ class History:
         """What else a cut needs, as plain JSON values."""
         return {"used": list(self.used.items()), "kept": self._kept}
 
-    def remember(self, memory: dict[str, Any]) -> None:
-        """Have been where `memory` was taken; copies are brought apart."""
+    def incoming(self, positions: dict[str, Any]) -> Iterator[Block]:
+        """Blocks here for the copies of a cut, whose positions these are, to be written to one by one. Local."""
+        self._positions = {role: (np.array(order), offset) for role, (order, offset) in positions.items()}
+        for role, (order, _) in self._positions.items():
+            names = self._training.named(order, role)
+            arrays = self._copies.receive(role, [length for _, length in names])
+            yield from ((name, array) for (name, _), array in zip(names, arrays, strict=True))
+
+    def remember(self, memory: dict[str, Any], epoch: int, step: int) -> None:
+        """Have been where `memory` was taken: at a cut, whose state is there, and its copies too."""
         self.used = {epoch: (rate, share) for epoch, (rate, share) in memory["used"]}
         self._kept = dict(memory["kept"])
-
-    def bring(self, role: str) -> None:
-        """Take the state that is there for the copy of this role."""
-        self._take([role])
-
-    def settle(self, epoch: int, step: int) -> None:
-        """Take the state of a cut for the copies that were the same."""
         self._take([role for role in self._kept if self._is_now(role, epoch, step)])
 
     def _take(self, roles: list[str]) -> None:
