@@ -28,7 +28,7 @@ HOUSE = (
     ("shards", "schedule", "blockreader", "sharded", "metrics"),
     ("blockfile", "budget"),
     ("engine", "ratings"),
-    ("model", "planning"),
+    ("model", "planning", "recovery"),
     ("integrity", "doctor"),
     ("api",),
     ("__init__",),

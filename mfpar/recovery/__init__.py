@@ -1,0 +1,1 @@
+"""What a run goes on from after bad luck: checkpoints on disk."""

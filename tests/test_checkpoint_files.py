@@ -1,0 +1,281 @@
+"""Checkpoints on disk: written on any number of ranks, read on any other, whole or not there."""
+
+import contextlib
+import math
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simulated
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mfpar.errors import ConfigError, FormatError, StorageError
+from mfpar.parallel.comm import Serial
+from mfpar.recovery import lock, manifest, writer
+from mfpar.recovery.checkpoints import Checkpoints
+from mfpar.recovery.manifest import checkpoints_in
+from mfpar.recovery.reading import newest
+
+IDENTITY = {"data_checksum": "ab" * 32, "model": {"factors": 3}, "train": {"epochs": 9, "seed": 1, "threads": 2}}
+
+
+def made(sizes, seed=0):
+    """Blocks of so many floats, by key; some numbers are not finite."""
+    rng = np.random.default_rng(seed)
+    blocks = {f"now/rows/{i}": rng.normal(size=size).astype(np.float32) for i, size in enumerate(sizes)}
+    for block in blocks.values():
+        block[1::7] = np.nan
+    return blocks
+
+
+def share(comm, blocks):
+    """This rank's blocks: not the same on another number of ranks."""
+    return [(key, block) for i, (key, block) in enumerate(blocks.items()) if (i * 7 + 3) % comm.size == comm.rank]
+
+
+def cut_of(epoch, step=0):
+    return {"epoch": epoch, "step": step, "order": [2, 0, 1], "best": -math.inf, "loss": math.nan}
+
+
+def save(folder, blocks, *cuts, ranks=1, keep=2, background=True, identity=IDENTITY):
+    """Write a checkpoint for each cut; returns those that became whole, and the warnings of the first rank."""
+
+    def body(comm):
+        warnings = []
+        with Checkpoints(folder, comm, identity, keep, warnings.append) as checkpoints:
+            paths = []
+            for cut in cuts:
+                checkpoints.begin(cut, iter(share(comm, blocks)), background)
+                paths.append(checkpoints.settle())
+        return paths, warnings
+
+    outcomes = simulated.run(ranks, body)
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    return outcomes[0]
+
+
+def load(where, like, ranks=1, epochs=9, identity=IDENTITY, required=False):
+    """What is restored into blocks as large as `like`: what was found, the blocks, the warnings of the first rank."""
+    blocks = {key: np.full_like(block, 7) for key, block in like.items()}
+
+    def body(comm):
+        warnings = []
+        found = newest(where, comm, identity, epochs, lambda cut: share(comm, blocks), warnings.append, required)
+        return found, warnings
+
+    outcomes = simulated.run(ranks, body)
+    assert all(repr(outcome) == repr(outcomes[0]) for outcome in outcomes)
+    return outcomes[0][0], blocks, outcomes[0][1]
+
+
+def same(blocks, others):
+    return all(block.tobytes() == others[key].tobytes() for key, block in blocks.items())
+
+
+SIZES = [5, 0, 300, 1, 77, 4, 0, 12]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 400), max_size=9),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(1, 999),
+)
+def test_any_ranks_read_what_any_others_wrote(tmp_path_factory, sizes, ranks, others, background, piece):
+    folder = tmp_path_factory.mktemp("saved")
+    blocks = made(sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "PIECE", piece)
+        patch.setattr(writer, "SYNCED", 3 * piece)
+        ((path,), warnings) = save(folder, blocks, cut_of(3, 2), ranks=ranks, background=background)
+    found, restored, more = load(folder, blocks, others)
+    assert (warnings, more) == ([], [])
+    assert found.path == path
+    assert repr(found.cut) == repr(cut_of(3, 2))
+    assert same(blocks, restored)
+
+
+def test_copies_are_of_the_moment_of_begin(tmp_path):
+    blocks = made([1000, 10])
+    wanted = {key: block.copy() for key, block in blocks.items()}
+    gate = threading.Event()
+    real = writer.Writer._write
+
+    def late(self, views):
+        gate.wait(30)
+        real(self, views)
+
+    with pytest.MonkeyPatch.context() as patch, Checkpoints(tmp_path, Serial(), IDENTITY, 2, pytest.fail) as saved:
+        patch.setattr(writer.Writer, "_write", late)
+        saved.begin(cut_of(1), blocks.items())
+        assert saved.written is False
+        for block in blocks.values():
+            block[:] = 9
+        gate.set()
+        first = saved.begin(cut_of(2), blocks.items())  # memory is used again, once the first has been settled
+        assert first == saved._folder / first.name
+        assert saved.settle() is not None
+        assert saved.written is None
+        assert saved.settle() is None
+    assert same(wanted, load(first, wanted)[1])
+    assert same(blocks, load(tmp_path, blocks)[1])
+
+
+def test_the_newest_stay_and_newer_ones_of_an_older_run_until_it_gets_there(tmp_path):
+    blocks = made(SIZES)
+    names = lambda: [manifest.position(path)[:2] for path in checkpoints_in(tmp_path)]  # noqa: E731
+    save(tmp_path, blocks, *[cut_of(epoch, step) for epoch in (1, 2, 12) for step in (0, 3)], ranks=2)
+    assert names() == [(12, 3), (12, 0)]
+    save(tmp_path, blocks, cut_of(2), cut_of(3), cut_of(4), ranks=3, keep=1)
+    assert names() == [(12, 3), (12, 0), (4, 0)]
+    save(tmp_path, blocks, cut_of(12, 2), keep=2)
+    assert names() == [(12, 3), (12, 2), (12, 0)]
+    save(tmp_path, blocks, cut_of(13), keep=2)
+    assert names() == [(13, 0), (12, 3)]
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in checkpoints_in(tmp_path)} | {lock.NAME}
+
+
+def test_identity(tmp_path):
+    blocks = made(SIZES)
+    save(tmp_path, blocks, cut_of(5, 2), ranks=2)
+    free = {**IDENTITY, "train": {"epochs": 5, "seed": 1, "threads": 4}}
+    assert load(tmp_path, blocks, 2, 5, free)[0].cut["step"] == 2
+    others = {
+        "is of other data": {**IDENTITY, "data_checksum": "cd" * 32},
+        "was made with factors=3, not 4": {**IDENTITY, "model": {"factors": 4}},
+        "was made with seed=1, not None": {**IDENTITY, "train": {"epochs": 9}},
+        "was made with another loss": {**IDENTITY, "loss": "0123"},
+    }
+    for text, identity in others.items():
+        for where in (tmp_path, checkpoints_in(tmp_path)[0]):
+            with pytest.raises(ConfigError, match=text):
+                load(where, blocks, 3, identity=identity)
+        with pytest.raises(ConfigError, match=f"is of another run: it {text}; choose another folder"):
+            save(tmp_path, blocks, cut_of(6), identity=identity)
+    with pytest.raises(ConfigError, match="is of epoch 5, beyond epochs=4"):
+        load(tmp_path, blocks, 2, 4)
+    save(tmp_path, blocks, cut_of(6, 0))  # the end of epoch 5
+    assert load(tmp_path, blocks, epochs=5)[0].cut["epoch"] == 6
+
+
+def test_nothing_to_go_on_from(tmp_path):
+    for where in (tmp_path, tmp_path / "none"):
+        assert load(where, {}, 2)[0] is None
+        with pytest.raises(FormatError, match="has no checkpoint to go on from"):
+            load(where, {}, 2, required=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file: can't be read: Not a directory"):
+        load(tmp_path / "file", {}, 2)
+    with pytest.raises(FormatError, match=r"manifest.json: is missing"):
+        load(tmp_path / "epoch-00000001-step-00000000-01234567", {}, 2)
+
+
+def test_a_damaged_one_gives_way_to_the_one_before(tmp_path):
+    old, new = made(SIZES, 1), made(SIZES, 2)
+    (first,), _ = save(tmp_path, old, cut_of(1), ranks=2)
+    (second,), _ = save(tmp_path, new, cut_of(2), ranks=3)
+    victim = next(path for path in second.glob("*.blocks") if path.stat().st_size)
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    found, restored, (warning,) = load(tmp_path, old, 2)
+    assert found.path == first
+    assert same(old, restored)
+    assert warning.startswith(f"{victim}: is damaged: block now/rows/")
+    assert warning.endswith("does not match its checksum; the checkpoint before it is tried")
+    with pytest.raises(FormatError, match="does not match its checksum"):
+        load(second, new, 2)
+    (first / manifest.MANIFEST).write_text("{}")
+    found, _, warnings = load(tmp_path, old, 2)
+    assert found is None
+    assert warnings[1] == (
+        f"{first / manifest.MANIFEST}: is damaged: it does not match its checksum; there is no checkpoint before it"
+    )
+
+
+def test_every_damage_is_noticed(tmp_path):
+    """Each byte of the manifest flipped, bytes of the blocks, each length cut to: what is read is right, or nothing."""
+    blocks = made([20, 3, 0, 40])
+    (path,), _ = save(tmp_path, blocks, cut_of(1), ranks=2)
+    files = {file: file.read_bytes() for file in path.iterdir()}
+    cases = 0
+    for file, content in files.items():
+        places = range(len(content))
+        damaged = [content[:at] + bytes([content[at] ^ (1 << at % 8)]) + content[at + 1 :] for at in places]
+        damaged += [content[:at] for at in places[:: 1 if file.suffix == ".blocks" else 7]]
+        damaged += [content + b"\0", content + content[-1:]]
+        for data in damaged:
+            file.write_bytes(data)
+            found, _, warnings = load(tmp_path, blocks)
+            assert found is None, data
+            assert len(warnings) == 1
+            cases += 1
+        file.unlink()
+        assert load(tmp_path, blocks)[0] is None
+        file.write_bytes(content)
+    assert cases > 1000
+    assert same(blocks, load(tmp_path, blocks)[1])
+
+
+def close_files_in(folder):
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.readlink(link).startswith(f"{folder}/"):
+                os.close(int(link.name))
+
+
+class KilledError(BaseException):
+    """The end of a process, as far as a test can have one."""
+
+
+def test_killed_between_any_two_steps_of_writing(tmp_path, monkeypatch):
+    """Whatever call on the file system is the last one, the newest whole checkpoint is the old or the new one."""
+    old, new = made(SIZES, 1), made(SIZES, 2)
+    calls = {"left": math.inf, "made": 0}
+    real = {}
+
+    def counted(module, name):
+        real[name] = getattr(module, name)
+
+        def call(*arguments, **named):
+            calls["made"] += 1
+            if calls["made"] > calls["left"]:
+                raise KilledError
+            return real[name](*arguments, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in ("replace", "fsync", "fdatasync", "open", "unlink", "mkdir", "rmdir", "close"):
+        counted(os, name)
+    counted(manifest.shutil, "rmtree")
+    seen, last = set(), 0
+    for number in range(200):
+        folder = tmp_path / f"{number}"
+        calls["left"] = math.inf
+        save(folder, old, cut_of(1), cut_of(2))
+        calls.update(made=0, left=number)
+        try:
+            saved = Checkpoints(folder, Serial(), IDENTITY, 2, pytest.fail)
+            saved.begin(cut_of(3), new.items(), background=False)
+            saved.settle()
+            ended = True
+        except KilledError:
+            ended = False
+        last = calls["made"]
+        calls["left"] = math.inf
+        close_files_in(folder)  # as the system does for who is killed
+        found, restored, warnings = load(folder, old)
+        assert warnings == []
+        assert same({2: old, 3: new}[found.cut["epoch"]], restored)
+        seen.add(found.cut["epoch"])
+        save(folder, new, cut_of(4))  # the next run tidies up
+        assert not checkpoints_in(folder, whole=False)
+        if ended:
+            break
+    assert ended
+    assert last > 10
+    assert seen == {2, 3}
