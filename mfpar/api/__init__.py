@@ -1,5 +1,6 @@
 """What `import mfpar` and the command line call."""
 
+from mfpar.api.enduring import train_enduringly
 from mfpar.api.functions import factorize, load
 from mfpar.api.runs import train_file, train_on_ranks
 from mfpar.api.sources import convert, convert_file
@@ -11,6 +12,7 @@ __all__ = [
     "convert_file",
     "factorize",
     "load",
+    "train_enduringly",
     "train_file",
     "train_on_ranks",
     "tune",

@@ -17,10 +17,12 @@ from mfpar.engine.report import EpochReport, describe_run, described_memory
 from mfpar.engine.tables import require_places
 from mfpar.engine.trace import Trace
 from mfpar.engine.training import Training
-from mfpar.losses import Loss, importable
+from mfpar.kernels import register
+from mfpar.losses import Loss, importable, is_builtin
 from mfpar.model.saving import save_model
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
+from mfpar.recovery.keeper import Keeper, Precautions
 
 Event = dict[str, Any]  # {"kind": "run" | "epoch" | "retry" | "warning" | "error", …}: a line of the log, as JSON
 
@@ -36,6 +38,7 @@ def train_file(
     log: str | Path | None = None,
     trace: str | Path | None = None,
     force: bool = False,
+    precautions: Precautions | None = None,
 ) -> str:
     """Train on a blocked file and save the model; within `comm.guard`. Collective.
 
@@ -43,6 +46,8 @@ def train_file(
     ----------
     listen : called on the first rank with each event of the run, the same that `log` gets as lines
     trace : file that gets a trace of the run, see `mfpar.engine.trace`
+    precautions : Precautions, optional
+        Against losing what is done.
 
     Returns
     -------
@@ -52,14 +57,18 @@ def train_file(
     Raises
     ------
     OutputExistsError, StorageError, FormatError, ConfigError, DivergedError
+    PreemptedError
+        The run was asked to stop, and has left a checkpoint.
     """
-    output = Path(output)
-    if comm.rank == 0:
-        _refuse_outputs(Path(path), output, log, trace, force)
+    output, precautions = Path(output), precautions or Precautions()
+    again = any(comm.gather(precautions.attempts > 0))
+    goes_on = again or precautions.safety.resume is not None
+    if comm.rank == 0 and not again:
+        _refuse_outputs(Path(path), output, log, trace, force, goes_on)
     curve: list[Event] = []
     with BlockedFile(path) as file, contextlib.ExitStack() as closing:
         tracing = closing.enter_context(Trace(comm, Path(trace) if trace else None))
-        lines = closing.enter_context(_log_file(log)) if log and comm.rank == 0 else None
+        lines = closing.enter_context(_log_file(log, goes_on)) if log and comm.rank == 0 else None
 
         def tell(kind: str, content: dict[str, Any]) -> None:
             if comm.rank == 0:
@@ -70,22 +79,30 @@ def train_file(
                 listen(event)
 
         def on_epoch(report: EpochReport) -> None:
-            if comm.rank == 0:
-                event = report.as_dict()
-                del curve[report.epoch - 1 :]  # of epochs that were undone since
-                curve.append(event)
-                tell("epoch", event)
+            event = report.as_dict()
+            del curve[report.epoch - 1 :]  # of epochs that were undone since
+            curve.append(event)
+            tell("epoch", event)
             tracing.flush()
 
         model, loss = model.resolved()
         train = train.resolved(loss)
         description = describe_run(file, model, train, comm)
         training = Training(file, model, loss, train, comm, tracing)
-        tell("run", description | {"memory": described_memory(training.needs, comm)})
-        if comm.size > 1 and file.grid.size < 2 * comm.size:
-            tell("warning", {"message": _crowded(file.grid.size, comm.size)})
-        with Course(training, output, on_epoch, tell) as course:
-            course.run()
+        if not again:
+            tell("run", description | {"memory": described_memory(training.needs, comm)})
+            if comm.size > 1 and file.grid.size < 2 * comm.size:
+                tell("warning", {"message": _crowded(file.grid.size, comm.size)})
+        identity = {name: description[name] for name in ("data_checksum", "model", "train")}
+        if not is_builtin(loss):
+            identity["loss"] = register(loss)
+        keeper = Keeper(precautions, comm, identity, file.grid.size, curve, tell, True, again)
+        with keeper, Course(training, output, on_epoch, tell, keeper if keeper.wanted else None) as course:
+            if goes_on:
+                keeper.go_on(course, train.epochs)
+            if not course.run():
+                raise errors.PreemptedError(keeper.farewell)
+            keeper.settle()
         record = {
             "config": {name: description[name] for name in ("model", "train")},
             "curve": curve,
@@ -94,6 +111,7 @@ def train_file(
         with tracing.span("save"):
             fingerprint = save_model(output, training, file, record, comm)
         tracing.flush()
+        tell("saved", {"path": str(output), "fingerprint": fingerprint})
         return fingerprint
 
 
@@ -144,8 +162,10 @@ def train_on_ranks(
         raise errors.RankError(f"the ranks ended with exit code {code}{killed}: {said[0] if said else 'no message'}")
 
 
-def _refuse_outputs(path: Path, output: Path, log: str | Path | None, trace: str | Path | None, force: bool) -> None:
-    """No output must replace the ratings, nor one the other."""
+def _refuse_outputs(
+    path: Path, output: Path, log: str | Path | None, trace: str | Path | None, force: bool, goes_on: bool = False
+) -> None:
+    """No output must replace the ratings, nor one the other; the log of a run that goes on is gone on with."""
     refuse_existing(output, force, [path])
     taken = {output.absolute(): "model"}
     for name, file in (("log", log), ("trace", trace)):
@@ -155,14 +175,14 @@ def _refuse_outputs(path: Path, output: Path, log: str | Path | None, trace: str
             raise errors.OutputExistsError(f"{file}: is wanted for the {other} and for the {name}; choose two names")
         taken[Path(file).absolute()] = name
         if name == "trace" or not Path(file).exists() or Path(file).is_file():  # a log may go to a pipe or a device
-            refuse_existing(Path(file), force, [path])
+            refuse_existing(Path(file), force or (name == "log" and goes_on), [path])
 
 
 @contextlib.contextmanager
-def _log_file(path: str | Path) -> Iterator[TextIO]:
-    """Open a log; only errors of the log itself become StorageError."""
+def _log_file(path: str | Path, goes_on: bool) -> Iterator[TextIO]:
+    """Open a log, to be begun or to be gone on with; only errors of the log itself become StorageError."""
     with storage_errors(Path(path)):
-        file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closed below
+        file = Path(path).open("a" if goes_on else "w", encoding="utf-8")  # noqa: SIM115 - closed below
     try:
         yield file
     finally:

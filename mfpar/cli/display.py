@@ -70,17 +70,18 @@ class _Plain:
 
     def __init__(self, epochs: int):
         self._epochs = epochs
-        self._started = time.perf_counter()
+        self._started, self._shown = time.perf_counter(), 0
 
     def show(self, event: Event) -> None:
         if event["kind"] == "run":
             print(describe(event), flush=True)
             self._started = time.perf_counter()
-        elif event["kind"] in ("warning", "retry"):
+        elif "message" in event and event["kind"] != "stopped":  # that is the last sentence of all
             print(f"mfpar: {'warning: ' * (event['kind'] == 'warning')}{event['message']}", file=sys.stderr, flush=True)
-        else:
+        elif event["kind"] == "epoch":
             done = event["epoch"]
-            left = (time.perf_counter() - self._started) / done * (self._epochs - done)
+            self._shown += 1  # fewer than are done where the run has gone on from a checkpoint
+            left = (time.perf_counter() - self._started) / self._shown * (self._epochs - done)
             text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
             print(f"epoch {done:>3}/{self._epochs}  {text}  {left:.0f} s left", flush=True)
 
@@ -97,9 +98,9 @@ def _bar(epochs: int) -> Iterator[Callable[[Event], None]]:
         if event["kind"] == "run":
             progress.console.print(describe(event), highlight=False, soft_wrap=True)
             progress.start()
-        elif event["kind"] in ("warning", "retry"):
+        elif "message" in event and event["kind"] != "stopped":  # that is the last sentence of all
             progress.console.print(f"[yellow]{event['kind']}:[/yellow] {event['message']}", highlight=False)
-        else:
+        elif event["kind"] == "epoch":
             text = "  ".join(f"{name} {value}" for name, value in figures(event).items())
             progress.update(task, completed=event["epoch"], description=text)
 

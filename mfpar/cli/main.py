@@ -1,7 +1,7 @@
 """`mfpar VERB …`: parses, runs the verb, and turns every error into one sentence and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 asked for what can't be, 130 interrupted, 143 terminated. Under mpirun the first rank
-alone speaks; verbs that are not collective run on it alone.
+Exit codes: 0 done, 1 failed, 2 asked for what can't be, 75 stopped as asked, with a checkpoint to go on from, 130
+interrupted, 143 terminated. Under mpirun the first rank alone speaks; verbs that are not collective run on it alone.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from mfpar.cli import convert, doctor, inspect, plan, serve, train, tune, verify
 from mfpar.cli.display import print_event
-from mfpar.errors import MfparError
+from mfpar.errors import MfparError, PreemptedError
 from mfpar.parallel import launch
 
 INTERRUPTED = 130
@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("terminated", "RankError", TERMINATED, args)
     except KeyboardInterrupt:
         return _fail("interrupted", "RankError", INTERRUPTED, args)
+    except PreemptedError as error:
+        return _stop(str(error), error.exit_code)
     except MfparError as error:
         return _fail(str(error), type(error).__name__, error.exit_code, args)
     except MemoryError as error:
@@ -97,6 +99,14 @@ def _terminate(*_: object) -> NoReturn:
 def _on_sigterm(handler: Callable[..., object] | int) -> None:
     with contextlib.suppress(ValueError):  # not the main thread: somebody calls this from a program
         signal.signal(signal.SIGTERM, handler)
+
+
+def _stop(message: str, code: int) -> int:
+    """End as asked, all ranks by themselves: nothing has failed, and all that is to stay is on the disk."""
+    _on_sigterm(signal.SIG_IGN)
+    if launch.launched_rank() == 0:
+        print(f"mfpar: {message}", file=sys.stderr, flush=True)
+    return code
 
 
 def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:

@@ -10,7 +10,8 @@ from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.errors import ConfigError
 
 WORDS = {True: "yes", False: "no"}
-TABLES: dict[str, type[Any]] = {"model": ModelConfig, "train": TrainConfig, "safety": SafetyConfig}
+SETTINGS: dict[str, type[Any]] = {"model": ModelConfig, "train": TrainConfig}  # of all that trains
+TABLES = {**SETTINGS, "safety": SafetyConfig}  # of a configuration file
 INFORMATIVE = {"result"}  # tables of a configuration file that say where it comes from
 
 

@@ -4,8 +4,9 @@ import argparse
 from typing import Any
 
 from mfpar.cli.display import display
-from mfpar.cli.options import add_settings, read_config, settings_of
-from mfpar.config import ModelConfig, TrainConfig
+from mfpar.cli.options import TABLES, add_settings, read_config, settings_of
+from mfpar.cli.stopping import stopping
+from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.parallel import launch
 
 
@@ -16,6 +17,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("-o", "--output", required=True, metavar="MODEL.h5", help="the model to write")
     add_settings(parser.add_argument_group("model"), ModelConfig)
     add_settings(parser.add_argument_group("run"), TrainConfig)
+    add_settings(parser.add_argument_group("safety"), SafetyConfig)
     parser.add_argument("--config", metavar="FILE.toml", help="settings, as `mfpar tune` writes them; options win")
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine")
     parser.add_argument("--log", metavar="RUN.jsonl", help="write a line of JSON at the start and after every epoch")
@@ -30,8 +32,6 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.set_defaults(run=run, collective=True)
 
 
-SETTINGS: tuple[tuple[str, type[Any]], ...] = (("model", ModelConfig), ("train", TrainConfig))
-
 _TEXT = """Factorizes a blocked file and saves the model. Run it as it is, under mpirun or srun, or with --ranks N: the
 factors are the same, bit for bit, on any number of ranks and threads."""
 
@@ -41,12 +41,13 @@ def run(args: argparse.Namespace) -> None:
     from mfpar import api
 
     config = read_config(args.config)
-    model, train = (settings_of(args, kind, config[name]) for name, kind in SETTINGS)
+    model, train, safety = (settings_of(args, kind, config[name]) for name, kind in TABLES.items())
     options: dict[str, Any] = {"log": args.log, "trace": args.trace, "force": args.force}
     if args.ranks is not None:
         with display(args.progress, train.epochs) as show:
             api.train_on_ranks(args.file, args.output, model, train, args.ranks, show, **options)
         return
     comm = launch.world()
-    with display(args.progress if comm.rank == 0 else "none", train.epochs) as show, comm.guard():
-        api.train_file(args.file, args.output, model, train, comm, show, **options)
+    # On any rank, as the first one may change; but only the first one is told of events.
+    with display(args.progress, train.epochs) as show, stopping(safety.checkpoint is not None) as stop:
+        api.train_enduringly(args.file, args.output, model, train, comm, show, safety=safety, stop=stop, **options)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mfpar.cli.train import SETTINGS
+from mfpar.cli.options import SETTINGS
 from mfpar.parallel import launch
 
 Event = dict[str, Any]
@@ -57,7 +57,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and nothing before")
     parser.add_argument("--force", action="store_true", help="overwrite the output, and start the study anew")
-    for title, settings in SETTINGS:
+    for title, settings in SETTINGS.items():
         _add_space(parser.add_argument_group("run" if title == "train" else title), settings)
     parser.set_defaults(run=run, collective=True)
 
@@ -93,7 +93,8 @@ def _parser(field: "dataclasses.Field[Any]") -> Callable[[str], Any]:
 def parse_space(field: "dataclasses.Field[Any]", text: str) -> Any:
     """What `mfpar.tune` takes for a setting: a value, a list of them, or a tuple of the ends of a range.
 
-    >>> from mfpar.config import TrainConfig
+    >>> from mfpar.cli.options import SETTINGS
+    from mfpar.config import TrainConfig
     >>> parse_space(TrainConfig.__dataclass_fields__["lr"], "0.005:0.05")
     (0.005, 0.05)
 
@@ -124,7 +125,9 @@ def run(args: argparse.Namespace) -> None:
     from mfpar import api
     from mfpar.api.trials import Search
 
-    fields = [field.name for _, settings in SETTINGS for field in dataclasses.fields(settings) if field.name not in OWN]
+    fields = [
+        field.name for settings in SETTINGS.values() for field in dataclasses.fields(settings) if field.name not in OWN
+    ]
     space = {name: getattr(args, name) for name in fields if hasattr(args, name)}
     names = [field.name for field in dataclasses.fields(Search)]
     plan = Search(**{name: getattr(args, name) for name in names})

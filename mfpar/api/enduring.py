@@ -1,0 +1,57 @@
+"""A run that outlives its ranks: when some are lost, those that are left try again, from the last cut there is."""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mfpar import errors
+from mfpar.api.runs import Event, train_file
+from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
+from mfpar.parallel.comm import Communicator
+from mfpar.recovery.keeper import Precautions
+
+
+def train_enduringly(
+    path: str | Path,
+    output: str | Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    comm: Communicator,
+    listen: Callable[[Event], None],
+    *,
+    safety: SafetyConfig,
+    stop: Callable[[], bool],
+    **options: Any,
+) -> str:
+    """`mfpar.api.runs.train_file` on all ranks, and on those that are left where MPI lets them go on. Collective.
+
+    It enters `guard` itself, and may return on another communicator than `comm`, which is of no use then.
+
+    Parameters
+    ----------
+    safety : SafetyConfig
+    stop : whether this process is asked to end the run before its time
+    options : `log`, `trace`, `force` of `train_file`
+
+    Raises
+    ------
+    RankLostError
+        A rank was lost, and MPI does not let the others go on.
+    """
+    precautions = Precautions(safety, stop)
+    ranks = comm.size
+    while True:
+        try:
+            with comm.guard():
+                return train_file(path, output, model, train, comm, listen, precautions=precautions, **options)
+        except errors.RankLostError as error:
+            if not comm.tolerant:
+                raise
+            lost = str(error)
+        precautions.attempts += 1
+        gc.collect()  # what the attempt had in memory goes before the next one takes it
+        comm = comm.survivors(ranks - comm.size if safety.respawn else 0)
+        if comm.rank == 0:
+            message = f"{lost}; {comm.size} rank{'s go' if comm.size > 1 else ' goes'} on"
+            listen({"kind": "lost", "message": message + (f" ({comm.warning})" if comm.warning else "")})

@@ -1,0 +1,34 @@
+"""Signals that ask a run to leave a checkpoint and end."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def stopping(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether one of the signals has come; a second SIGINT interrupts at once.
+
+    Parameters
+    ----------
+    wanted : whether signals are to be caught at all; otherwise they do what they do, and the function says no
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in asked:
+            signal.default_int_handler(number, frame)
+        asked.append(number)
+
+    before = {}
+    try:
+        if wanted:
+            with contextlib.suppress(ValueError):  # not the main thread: somebody calls this from a program
+                before = {number: signal.signal(number, note) for number in REQUESTS}
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,208 @@
+"""Decides, at every break of a run, what is kept of it: replicas, checkpoints; and whether it shall end there.
+
+All ranks meet at a break and hear what each has to say: whether it is asked to stop, whether its part of the checkpoint
+under way is written. What clocks decide, the first rank's decide.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from mfpar.config import SafetyConfig
+from mfpar.engine.course import Course
+from mfpar.engine.cut import Cut, StopRun
+from mfpar.parallel.comm import Communicator
+from mfpar.recovery.checkpoints import Checkpoints
+from mfpar.recovery.reading import newest
+
+LONGEST = 5.0  # seconds between breaks, about: so long a request to stop may wait
+
+Tell = Callable[[str, dict[str, Any]], None]  # kind of event, and what it says
+
+
+@dataclass
+class Precautions:
+    """What keeps a run safe, in one process, from one attempt of its ranks to the next.
+
+    Attributes
+    ----------
+    safety : SafetyConfig
+    stop : function without arguments
+        Whether this process is asked to end the run before its time.
+    attempts : int
+        That have ended with the loss of a rank.
+    replicas : Replicas or None
+    """
+
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    stop: Callable[[], bool] = bool
+    attempts: int = 0
+
+    def __post_init__(self) -> None:
+        self.replicas: Any = None
+
+
+class Keeper:
+    """The breaks of a run (`mfpar.engine.cut.Breaks`), what is done at them, and what it goes on from. Collective.
+
+    Parameters
+    ----------
+    precautions : Precautions
+    comm : Communicator
+    identity : dict
+        Of the run, see `mfpar.recovery.manifest.Manifest`.
+    size : int
+        Steps of an epoch.
+    curve : list
+        Reports of epochs so far, as plain JSON values, the same on every rank; what a run goes on from changes it.
+    tell : called on each rank with events: "checkpoint" when one is whole, "resume", "stopped", "warning"
+    background : bool
+        There is memory for a copy of what a checkpoint holds, so that it can be written while training goes on.
+    again : bool
+        Some rank has attempted this before.
+    """
+
+    def __init__(
+        self,
+        precautions: Precautions,
+        comm: Communicator,
+        identity: dict[str, Any],
+        size: int,
+        curve: list[dict[str, Any]],
+        tell: Tell,
+        background: bool,
+        again: bool,
+    ):
+        self._comm, self._size, self._curve, self._tell = comm, size, curve, tell
+        self._safety, self._stop, self._replicas = precautions.safety, precautions.stop, precautions.replicas
+        self._identity, self._background, self._again = identity, background, again
+        self._every, self._unit = self._safety.interval
+        self._begun = time.monotonic()  # when the last checkpoint was
+        self._steps_then = 0  # how many steps of the run were done then
+        self._under_way: tuple[int, int] | None = None  # epoch and step of the one that is being written
+        self._checkpoints: Checkpoints | None = None
+        self.farewell = ""  # what to say of a run that was stopped
+
+    def __enter__(self) -> Self:
+        if self._safety.checkpoint is not None:
+            folder = Path(self._safety.checkpoint)
+            self._checkpoints = Checkpoints(
+                folder, self._comm, self._identity, self._safety.keep, self._warn, self._again
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._checkpoints:
+            self._checkpoints.abandon()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to do at breaks."""
+        return self._checkpoints is not None or self._replicas is not None
+
+    def go_on(self, course: Course, epochs: int) -> None:
+        """Have the course go on from the last cut that is to be had, if there is one. Collective.
+
+        Raises
+        ------
+        ConfigError, FormatError
+            See `mfpar.recovery.reading.newest`.
+        """
+        found, source = self._from_replicas(course), "the neighbours' memory"
+        if found is None:
+            found, source = self._from_disk(course, epochs)
+        if found is None:
+            if self._again:
+                self._tell(
+                    "resume", {"epoch": 1, "step": 0, "ranks": self._comm.size, "message": "goes on from the start"}
+                )
+            return
+        course.resume(found)
+        self._curve[:] = found["curve"]
+        self._steps_then = self._count(found["epoch"], found["step"])
+        where = f"epoch {found['epoch']}" + (f", step {found['step']} of {self._size}" if found["step"] else "")
+        message = f"goes on with {where}, from {source}, on {self._comm.size} rank{'s' * (self._comm.size > 1)}"
+        self._tell(
+            "resume", {"epoch": found["epoch"], "step": found["step"], "ranks": self._comm.size, "message": message}
+        )
+
+    def _from_replicas(self, course: Course) -> dict[str, Any] | None:
+        content = self._replicas.best(self._comm) if self._replicas else None
+        if self._replicas and content is not None:
+            self._replicas.restore(self._comm, course.lay_out(content))
+        return content
+
+    def _from_disk(self, course: Course, epochs: int) -> tuple[dict[str, Any] | None, str]:
+        named = self._safety.resume if self._safety.resume != "auto" else None
+        # What was named to begin with is older than what this run has left since.
+        places = [self._safety.checkpoint, named] if self._again else [named or self._safety.checkpoint]
+        for place in filter(None, places):
+            required = place == named and not self._again
+            found = newest(Path(place), self._comm, self._identity, epochs, course.lay_out, self._warn, required)
+            if found:
+                return found.cut, str(found.path)
+        return None, ""
+
+    def steps(self, epoch: int, step: int, pace: float | None) -> int:
+        """See `Breaks.steps`."""
+        longest = min(LONGEST, self._every) if self._unit == "seconds" else LONGEST
+        steps = max(1, int(longest / pace)) if pace else 1
+        if self._checkpoints and self._unit == "steps":
+            steps = min(steps, self._every - self._count(epoch, step) % self._every)
+        return steps
+
+    def take(self, cut: Cut) -> None:
+        """See `Breaks.take`."""
+        written = self._checkpoints.written if self._checkpoints else None
+        replicate = self._replicas is not None and self._replicas.due
+        said = self._comm.gather([self._stop(), written, replicate, self._is_due(cut)])
+        stop, all_written = any(rank[0] for rank in said), all(rank[1] for rank in said)
+        replicate, checkpoint = said[0][2:]
+        if self._under_way and (all_written or stop):
+            self.settle()
+        content = {**cut.content, "curve": self._curve} if replicate or checkpoint or stop else {}
+        if self._replicas and replicate and not stop:
+            self._replicas.refresh(self._comm, content, cut.blocks)
+        if self._checkpoints and (checkpoint or stop):
+            self._write(self._checkpoints, cut, content, stop)
+        if stop:
+            self._stopped(cut)
+
+    def settle(self) -> None:
+        """Finish the checkpoint under way. Collective."""
+        place, self._under_way = self._under_way, None
+        if self._checkpoints and place and (path := self._checkpoints.settle()):
+            seconds = time.monotonic() - self._begun
+            self._tell("checkpoint", {"epoch": place[0], "step": place[1], "path": str(path), "seconds": seconds})
+
+    def _write(self, checkpoints: Checkpoints, cut: Cut, content: dict[str, Any], at_once: bool) -> None:
+        self.settle()
+        self._begun, self._steps_then = time.monotonic(), self._count(cut.epoch, cut.step)
+        self._under_way = cut.epoch, cut.step
+        checkpoints.begin(content, cut.blocks(), self._background and not at_once)
+        if at_once or not self._background:
+            self.settle()
+
+    def _is_due(self, cut: Cut) -> bool:
+        """Whether a checkpoint is due by this rank's clock, or by what is done."""
+        if self._checkpoints is None:
+            return False
+        if self._unit == "seconds":  # a slow disk gets fewer of them, rather than that training waits for it
+            return self._under_way is None and time.monotonic() - self._begun >= self._every
+        done, every = self._count(cut.epoch, cut.step), self._every * (self._size if self._unit == "epochs" else 1)
+        return done // every > self._steps_then // every
+
+    def _count(self, epoch: int, step: int) -> int:
+        """Steps of the run up to here."""
+        return (epoch - 1) * self._size + step
+
+    def _stopped(self, cut: Cut) -> None:
+        done = f"{cut.step} of {self._size} steps of epoch {cut.epoch}" if cut.step else f"epoch {cut.epoch - 1}"
+        self.farewell = f"stopped as asked after {done}; the same command with --resume auto goes on from there"
+        self._tell("stopped", {"epoch": cut.epoch, "step": cut.step, "message": self.farewell})
+        raise StopRun
+
+    def _warn(self, message: str) -> None:
+        self._tell("warning", {"message": message})
