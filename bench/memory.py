@@ -39,7 +39,7 @@ def run(file: Path, folder: Path, options: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "mfpar", "train", str(file), "-o", str(folder / "model.h5"), "--force"]
     command += ["--factors", "64", "--epochs", "4", "--progress", "none", "--log", str(log), *options]
     subprocess.run(command, check=True, timeout=600)
-    first, *_, last = map(json.loads, log.read_text().splitlines())
+    first, *_, last, _ = map(json.loads, log.read_text().splitlines())
     return first["memory"] | {"peak": last["peak_memory"]}
 
 

@@ -65,7 +65,8 @@ def test_ranks_started_for_it_give_the_same_model(data, tmp_path, ranks, setting
     assert {report.bytes_sent for report in reports} == {0}  # on one node blocks stay where they are
     assert all(isinstance(report, mfpar.EpochReport) for report in reports)
     assert len(list((tmp_path / "model.shards").iterdir())) == ranks
-    run, *epochs = map(json.loads, log.read_text().splitlines())
+    run, *epochs, saved = map(json.loads, log.read_text().splitlines())
+    assert saved == {"kind": "saved", "path": str(tmp_path / "model.h5"), "fingerprint": model.fingerprint}
     assert (run["kind"], run["ranks"], run["model"]["factors"]) == ("run", ranks, 8)
     assert [{key for key in event if key != "kind"} for event in epochs] == [EVENT] * 2
     assert [r.as_dict() | {"kind": "epoch"} for r in reports] == epochs
@@ -111,7 +112,7 @@ def test_the_ranks_of_a_communicator_give_the_same_model(tmp_path):
     settings = {"output": folder / "model.h5", "log": folder / "log.jsonl", "callback": reports.append} | SMALL
     model = mfpar.factorize(folder / "ratings.h5", comm=comm, **settings)
     assert len(reports) == (2 if comm.rank == 0 else 0)
-    assert len((folder / "log.jsonl").read_text().splitlines()) == 3
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 4
     assert model.evaluate().rmse == pytest.approx(model.curve[-1]["test_rmse"], abs=1e-6)
     # Other ratings than a blocked file are converted by one rank.
     users, items = np.divmod(np.arange(600), 30)
@@ -186,7 +187,7 @@ def test_an_output_is_kept_or_replaced(data, tmp_path):
 def test_the_log_of_a_run(data, tmp_path):
     reports = []
     mfpar.factorize(data.path, log=tmp_path / "run.jsonl", callback=reports.append, **SMALL)
-    run, *epochs = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
+    run, *epochs, _ = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
     assert run["kind"] == "run"
     known = {"factors": 8, "loss": "squared", "biases": True, "mean": True, "reg": 0.05, "reg_q": 0.05, "lift": 3.0}
     assert known.items() <= run["model"].items()

@@ -74,9 +74,9 @@ def test_what_is_said_on_the_way(work):
         pattern = rf"epoch +{number}/40  train \d\.\d{{4}}  test \d\.\d{{4}}  speed \d+\.\d M updates/s  \d+ s left"
         assert re.fullmatch(pattern, line), line
     log = [json.loads(line) for line in (work[0] / "run.jsonl").read_text().splitlines()]
-    assert [event["kind"] for event in log] == ["run", *["epoch"] * 40]
-    assert f"test {log[-1]['test_rmse']:.4f}" in epochs[-1]
-    assert log[-1]["test_rmse"] < 0.3 < log[1]["test_rmse"]
+    assert [event["kind"] for event in log] == ["run", *["epoch"] * 40, "saved"]
+    assert f"test {log[-2]['test_rmse']:.4f}" in epochs[-1]
+    assert log[-2]["test_rmse"] < 0.3 < log[1]["test_rmse"]
 
 
 def test_info_of_a_blocked_file(folder, capsys):
@@ -246,7 +246,7 @@ def test_exit_codes(folder, capsys, monkeypatch):
         def fail(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr("mfpar.api.train_file", fail)
+        monkeypatch.setattr("mfpar.api.train_enduringly", fail)
         assert ended("train", "ratings.h5", "-o", "new.h5") == (code, f"mfpar: error: {sentence}\n")
     assert not (folder / "new.h5").exists()
 
@@ -264,7 +264,7 @@ def test_kinds_of_progress(folder, tmp_path, capsys, kind):
         capsys, "train", "ratings.h5", "-o", tmp_path / "m.h5", "--epochs", 2, "--factors", 8, "--progress", kind
     )
     if kind == "json":
-        assert [json.loads(line)["kind"] for line in text.splitlines()] == ["run", "epoch", "epoch"]
+        assert [json.loads(line)["kind"] for line in text.splitlines()] == ["run", "epoch", "epoch", "saved"]
     elif kind == "none":
         assert text == ""
     elif kind == "plain":
@@ -291,7 +291,7 @@ def test_ranks_of_its_own_and_those_of_a_launcher(folder, run_cli, tmp_path):
     fingerprints = {mfpar.load(tmp_path / name).fingerprint for name in ("a.h5", "b.h5", "c.h5")}
     assert fingerprints == {json.loads(done[3].stdout)["fingerprint"]}  # one line: the first rank alone speaks
     log = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
-    assert ([event["kind"] for event in log], log[0]["ranks"]) == (["run", "epoch", "epoch"], 2)
+    assert ([event["kind"] for event in log], log[0]["ranks"]) == (["run", "epoch", "epoch", "saved"], 2)
 
 
 def test_ranks_with_one_row_block_are_warned_of(folder, run_cli, tmp_path):

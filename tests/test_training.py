@@ -218,4 +218,4 @@ def test_every_rank_has_the_same_curve_and_only_the_first_tells(data, tmp_path):
         told.append((comm.rank, [event["kind"] for event in events]))
 
     simulated.run(8, body)
-    assert dict(told) == {0: ["run", "warning", "epoch", "epoch"]} | {rank: [] for rank in range(1, 8)}
+    assert dict(told) == {0: ["run", "warning", "epoch", "epoch", "saved"]} | {rank: [] for rank in range(1, 8)}

@@ -1,0 +1,178 @@
+"""Runs that lose ranks, are stopped, or killed: they go on, or are gone on with, and end as if nothing had happened."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import simulated
+from planted import Planted, plant
+
+from mfpar.api.enduring import train_enduringly
+from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
+from mfpar.errors import ConfigError, FormatError, PreemptedError
+from mfpar.model.opening import open_model
+from mfpar.parallel.comm import Serial
+
+EPOCHS = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Planted:
+    return plant(tmp_path_factory.mktemp("data") / "ratings.h5", grid=6)
+
+
+def trainer(data, folder, events=None, stop_at=None, factors=3, safety=None, log=None, **given):
+    """A function of a communicator that trains on it; asked to stop when an epoch of this number ends."""
+    asked = []
+
+    def listen(event):
+        if events is not None:
+            events.append(event)
+        if event["kind"] == "epoch" and event["epoch"] == stop_at:
+            asked.append(True)
+
+    def body(comm):
+        return train_enduringly(
+            data.path,
+            folder / "m.h5",
+            ModelConfig(factors=factors),
+            TrainConfig(**{"epochs": EPOCHS, **given}),
+            comm,
+            listen,
+            safety=SafetyConfig(**{"checkpoint": str(folder / "saved"), "checkpoint_every": "1ep", **(safety or {})}),
+            stop=lambda: bool(asked),
+            log=log,
+            force=True,
+        )
+
+    return body
+
+
+def undisturbed(data, folder, **given) -> str:
+    return trainer(data, folder, safety={"checkpoint": None}, **given)(Serial())
+
+
+def kinds(events, kind):
+    return [event for event in events if event["kind"] == kind]
+
+
+# A rank that dies.
+
+
+@pytest.mark.parametrize("every", ["1ep", "5steps", "1h"])
+@pytest.mark.parametrize("team", [1, 2, 4])
+def test_those_that_are_left_end_with_the_same_bits(data, tmp_path, every, team):
+    expected = undisturbed(data, tmp_path)
+    numbers = random.Random(team)
+    for after in [1, 4, *(numbers.randrange(5, 90) for _ in range(6))]:
+        victims = numbers.sample(range(4), numbers.choice([1, 1, 2, 3]))
+        events = []
+        body = trainer(data, tmp_path, events, safety={"checkpoint_every": every})
+
+        def run(comm, body=body, victims=victims, after=after):
+            if comm.rank in victims:
+                comm.hub.kill(comm.rank, after=after + 7 * victims.index(comm.rank))
+            return body(comm)
+
+        outcomes = simulated.run_all(4, run, seed=after, team=team, tolerant=True)
+        survived = [outcome for outcome in outcomes if not isinstance(outcome, simulated.Death)]
+        assert survived == [expected] * len(survived)
+        assert len(survived) >= 4 - len(victims)
+        if len(survived) < 4:
+            assert kinds(events, "lost")
+            assert kinds(events, "resume")
+        assert open_model(tmp_path / "m.h5", None).fingerprint == expected
+        shutil.rmtree(tmp_path / "saved")
+
+
+# A run that is asked to stop.
+
+
+@pytest.mark.parametrize("every", ["1h", "2ep"])
+@pytest.mark.parametrize(("ranks", "others"), [(1, 3), (3, 2), (4, 1)])
+def test_stopped_as_asked_and_resumed(data, tmp_path, every, ranks, others):
+    expected = undisturbed(data, tmp_path)
+    events = []
+    log = tmp_path / "run.jsonl"
+    body = trainer(data, tmp_path, events, stop_at=3, safety={"checkpoint_every": every}, log=log)
+    outcomes = simulated.run_all(ranks, body, tolerant=ranks > 2)
+    assert {type(outcome) for outcome in outcomes} == {PreemptedError}
+    assert "after epoch 3" in str(outcomes[0])
+    assert PreemptedError.exit_code == 75
+    assert [event["epoch"] for event in kinds(events, "stopped")] == [4]
+    events.clear()
+    outcomes = simulated.run_all(others, trainer(data, tmp_path, events, safety={"resume": "auto"}, log=log))
+    assert outcomes == [expected] * others
+    assert [(event["epoch"], event["ranks"]) for event in kinds(events, "resume")] == [(4, others)]
+    assert [event["epoch"] for event in kinds(events, "epoch")] == [4, 5, 6, 7, 8]
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["epoch"] for event in kinds(logged, "epoch")] == list(range(1, EPOCHS + 1))
+    assert [event["epoch"] for event in open_model(tmp_path / "m.h5", None).curve] == list(range(1, EPOCHS + 1))
+
+
+def test_of_resuming(data, tmp_path):
+    expected = undisturbed(data, tmp_path)
+    train = trainer(data, tmp_path, safety={"keep": 3})
+    assert train(Serial()) == expected
+    saved = sorted(path for path in (tmp_path / "saved").iterdir() if path.is_dir())
+    assert [path.name[:25] for path in saved] == [f"epoch-{epoch:08d}-step-00000" for epoch in (6, 7, 8)]
+    # Every one of them, by its name; a damaged one is refused if it is named, and passed over if it is not.
+    for path in saved:
+        events = []
+        named = {"resume": str(path), "checkpoint": None}
+        assert trainer(data, tmp_path, events, safety=named)(Serial()) == expected
+        assert kinds(events, "epoch")[0]["epoch"] == int(path.name[6:14])
+    blocks = next(saved[-1].glob("*.blocks"))
+    blocks.write_bytes(blocks.read_bytes()[:-1] + b"x")
+    with pytest.raises(FormatError, match="damaged"):
+        trainer(data, tmp_path, safety=named)(Serial())
+    events = []
+    assert trainer(data, tmp_path, events, safety={"resume": "auto"})(Serial()) == expected
+    assert kinds(events, "epoch")[0]["epoch"] == 7
+    assert "damaged" in kinds(events, "warning")[0]["message"]
+    # More epochs go on from where the fewer ended; other settings are another run.
+    more = undisturbed(data, tmp_path, epochs=EPOCHS + 3)
+    assert trainer(data, tmp_path, safety={"resume": "auto"}, epochs=EPOCHS + 3, threads=2)(Serial()) == more
+    for other in ({"seed": 5}, {"factors": 4}, {"lr": 0.5}):
+        with pytest.raises(ConfigError, match=f"{next(iter(other))}="):
+            trainer(data, tmp_path, safety={"resume": "auto"}, **other)(Serial())
+    with pytest.raises(FormatError, match="nothing-here"):
+        trainer(data, tmp_path, safety={"resume": str(tmp_path / "nothing-here")})(Serial())
+    with pytest.raises(ConfigError, match="checkpoint"):
+        SafetyConfig(resume="auto")
+
+
+def test_with_none_to_go_on_from_a_run_begins(data, tmp_path):
+    events = []
+    assert trainer(data, tmp_path, events, safety={"resume": "auto"})(Serial()) == undisturbed(data, tmp_path)
+    assert kinds(events, "resume") == []
+
+
+# Processes.
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_process_that_gets_a_signal(data, tmp_path, number):
+    given = {"epochs": 400, "lr_decay": 1.0}
+    expected = undisturbed(data, tmp_path, **given)
+    (tmp_path / "m.h5").unlink()
+    command = [sys.executable, "-m", "mfpar", "train", str(data.path), "-o", str(tmp_path / "m.h5"), "--factors", "3"]
+    command += ["--epochs", "400", "--lr-decay", "1", "--checkpoint", str(tmp_path / "saved")]
+    command += ["--checkpoint-every", "2ep", "--progress", "none"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not list(tmp_path.glob("saved/*/manifest.json")):
+            time.sleep(0.01)
+        process.send_signal(number)
+        complaints = process.communicate(timeout=60)[1]
+    assert process.returncode == (75 if number != signal.SIGKILL else -number)
+    assert ("--resume auto" in complaints) == (number != signal.SIGKILL)
+    assert not (tmp_path / "m.h5").exists()
+    events = []
+    assert trainer(data, tmp_path, events, safety={"resume": "auto"}, **given)(Serial()) == expected
+    assert kinds(events, "resume")[0]["epoch"] > 1
