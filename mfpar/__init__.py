@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mfpar.api import convert, factorize, load, tune
-    from mfpar.config import ModelConfig, TrainConfig
+    from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
     from mfpar.engine.report import EpochReport
     from mfpar.errors import MfparError
     from mfpar.losses import Loss
@@ -23,6 +23,7 @@ _HOMES = {
     "Loss": "mfpar.losses",
     "Model": "mfpar.model.model",
     "ModelConfig": "mfpar.config",
+    "SafetyConfig": "mfpar.config",
     "TrainConfig": "mfpar.config",
     "MfparError": "mfpar.errors",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "MfparError",
     "Model",
     "ModelConfig",
+    "SafetyConfig",
     "TrainConfig",
     "convert",
     "factorize",

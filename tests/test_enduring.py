@@ -176,3 +176,42 @@ def test_a_process_that_gets_a_signal(data, tmp_path, number):
     events = []
     assert trainer(data, tmp_path, events, safety={"resume": "auto"}, **given)(Serial()) == expected
     assert kinds(events, "resume")[0]["epoch"] > 1
+
+
+# From Python.
+
+
+def test_factorize_goes_on_from_a_checkpoint(data, tmp_path):
+    import mfpar
+
+    class StopError(Exception):
+        pass
+
+    def stop(report):
+        if report.epoch == 5:
+            raise StopError
+
+    given = {"factors": 3, "epochs": EPOCHS, "checkpoint": str(tmp_path / "saved"), "checkpoint_every": "2ep"}
+    with pytest.raises(StopError):
+        mfpar.factorize(data.path, output=tmp_path / "m.h5", callback=stop, **given)
+    epochs = []
+    model = mfpar.factorize(
+        data.path, output=tmp_path / "m.h5", callback=lambda r: epochs.append(r.epoch), resume="auto", **given
+    )
+    assert model.fingerprint == undisturbed(data, tmp_path)
+    assert epochs in ([3, 4, 5, 6, 7, 8], [5, 6, 7, 8])  # the last checkpoint was perhaps not whole yet
+
+
+def test_a_loss_of_ones_own_is_known_by_what_it_computes(data, tmp_path):
+    import mfpar
+
+    def loss(slope):
+        return mfpar.Loss("own", lambda r, z: slope * (r - z), lambda r, z: slope * (r - z) ** 2 / 2)
+
+    given = {"factors": 3, "checkpoint": str(tmp_path / "saved"), "checkpoint_every": "2ep", "force": True}
+    given["output"] = tmp_path / "m.h5"
+    mfpar.factorize(data.path, epochs=3, loss=loss(1.0), **given)
+    again = mfpar.factorize(data.path, epochs=6, loss=loss(1.0), resume="auto", **given)
+    assert again.fingerprint == mfpar.factorize(data.path, factors=3, epochs=6, loss=loss(1.0)).fingerprint
+    with pytest.raises(ConfigError, match="loss"):
+        mfpar.factorize(data.path, epochs=6, loss=loss(0.9), resume="auto", **given)

@@ -11,13 +11,14 @@ from mfpar import errors
 from mfpar.api.runs import Event, train_file, train_on_ranks
 from mfpar.api.sources import blocked, place_of
 from mfpar.atomic import refuse_existing
-from mfpar.config import ModelConfig, TrainConfig
+from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine.report import EpochReport
 from mfpar.losses import Loss, find
 from mfpar.model.model import Model
 from mfpar.model.opening import open_model
 from mfpar.parallel import launch
 from mfpar.ratings.sources import files_of
+from mfpar.recovery.keeper import Precautions
 
 
 def load(path: str | Path, loss: str | Loss | None = None) -> Model:
@@ -63,7 +64,9 @@ def factorize(
         Overwrite `output`.
     implicit, weights : see `convert`; not for a blocked file, which knows
     settings
-        Any other field of `ModelConfig` and `TrainConfig`: loss, epochs, seed, lr, reg, biases, optimizer, threads, ….
+        Any other field of `ModelConfig`, `TrainConfig` and `SafetyConfig`: loss, epochs, seed, lr, reg, biases,
+        optimizer, threads, checkpoint, resume, …. A rank that dies ends the call on the ranks of `comm`; those that
+        mpirun starts go on without it where they can.
 
     Returns
     -------
@@ -82,7 +85,7 @@ def factorize(
     >>> model.shape, bool(model.rmse(users, items, users % 3 + items % 2.0) < 0.3)
     ((20, 30), True)
     """
-    model, train = _configs(factors=factors, **settings)
+    model, train, safety = _configs(factors=factors, **settings)
     if comm is not None and ranks is not None:
         raise errors.ConfigError(
             "comm and ranks exclude each other: ranks are started for those who have no communicator"
@@ -99,7 +102,10 @@ def factorize(
             refuse_existing(target, force, files_of(ratings))  # before a conversion that may take long
         source = blocked(ratings, team, target, converted, implicit=implicit, weights=weights)
         if ranks is None:
-            train_file(source, target, model, train, team, listen, log=log, trace=trace, force=force)
+            careful = Precautions(safety)
+            train_file(
+                source, target, model, train, team, listen, log=log, trace=trace, force=force, precautions=careful
+            )
         else:
             train_on_ranks(source, target, model, train, ranks, listen, log=log, trace=trace, force=force)
         opened = open_model(target, find(model.loss))
@@ -111,10 +117,11 @@ def factorize(
     return opened
 
 
-def _configs(**settings: Any) -> tuple[ModelConfig, TrainConfig]:
-    of_model = {name: settings.pop(name) for name in ModelConfig.__dataclass_fields__ if name in settings}
-    of_run = {name: settings.pop(name) for name in TrainConfig.__dataclass_fields__ if name in settings}
+def _configs(**settings: Any) -> tuple[ModelConfig, TrainConfig, SafetyConfig]:
+    kinds = ModelConfig, TrainConfig, SafetyConfig
+    names = [list(kind.__dataclass_fields__) for kind in kinds]
+    given = [{name: settings.pop(name) for name in own if name in settings} for own in names]
     if settings:
-        known = ", ".join([*ModelConfig.__dataclass_fields__, *TrainConfig.__dataclass_fields__])
+        known = ", ".join(name for own in names for name in own)
         raise errors.ConfigError(f"unknown setting {next(iter(settings))!r}; the settings are {known}")
-    return ModelConfig(**of_model), TrainConfig(**of_run)
+    return ModelConfig(**given[0]), TrainConfig(**given[1]), SafetyConfig(**given[2])
