@@ -46,7 +46,7 @@ class Interrupting:
     def take(self, cut) -> None:
         self._count += 1
         if self._count == self._last:
-            self.content = json.dumps(cut.content)
+            self.content = json.dumps(cut.content())
             self.blocks = {name: array.copy() for name, array in cut.blocks()}
             raise StopRun
 

@@ -206,7 +206,7 @@ def test_a_loss_of_ones_own_is_known_by_what_it_computes(data, tmp_path):
     import mfpar
 
     def loss(slope):
-        return mfpar.Loss("own", lambda r, z: slope * (r - z), lambda r, z: slope * (r - z) ** 2 / 2)
+        return mfpar.Loss(lambda r, z: slope * (z - r), lambda r, z: slope * (r - z) ** 2 / 2, name="own")
 
     given = {"factors": 3, "checkpoint": str(tmp_path / "saved"), "checkpoint_every": "2ep", "force": True}
     given["output"] = tmp_path / "m.h5"

@@ -95,7 +95,7 @@ def train_file(
                 tell("warning", {"message": _crowded(file.grid.size, comm.size)})
         identity = {name: description[name] for name in ("data_checksum", "model", "train")}
         if not is_builtin(loss):
-            identity["loss"] = register(loss)
+            identity["loss"] = loss.settings | {"functions": register(loss)}
         keeper = Keeper(precautions, comm, identity, file.grid.size, curve, tell, True, again)
         with keeper, Course(training, output, on_epoch, tell, keeper if keeper.wanted else None) as course:
             if goes_on:

@@ -190,14 +190,16 @@ class Course:
         """The state of now."""
         order, offset = self._training.position
         roles = self._history.brought(self._wanted, at.epoch, begun.step)
-        content = {
-            "epoch": at.epoch,
-            "step": begun.step,
-            "totals": begun.totals.as_dict() if begun.totals else None,
-            "now": [order.tolist(), offset],
-            "copies": self._history.positions(roles),
-            "course": {"standing": asdict(at), "rates": self._rates.memory, "history": self._history.memory()},
-        }
+
+        def content() -> dict[str, Any]:
+            return {
+                "epoch": at.epoch,
+                "step": begun.step,
+                "totals": begun.totals.as_dict() if begun.totals else None,
+                "now": [order.tolist(), offset],
+                "copies": self._history.positions(roles),
+                "course": {"standing": asdict(at), "rates": self._rates.memory, "history": self._history.memory()},
+            }
 
         def blocks() -> Iterator[Block]:
             yield from self._now()

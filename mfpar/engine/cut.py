@@ -22,14 +22,14 @@ class Cut:
     ----------
     epoch, step : int
         The epoch under way, from 1, and how many of its steps are done.
-    content : dict
-        All but the blocks, as plain JSON values; the same on every rank. With `epoch` and `step`.
+    content : function without arguments
+        Returns all but the blocks, as plain JSON values, with `epoch` and `step`; the same on every rank.
     blocks : function without arguments that goes through this rank's blocks
     """
 
     epoch: int
     step: int
-    content: dict[str, Any]
+    content: Callable[[], dict[str, Any]]
     blocks: Callable[[], Iterator[Block]]
 
 

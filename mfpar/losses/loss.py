@@ -102,6 +102,12 @@ class Loss:
         return dataclasses.replace(self, link=link)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All of it but the functions, as plain JSON values."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in plain.items() if not callable(value)}
+
+    @property
     def link_name(self) -> str:
         """The link as a model file names it: "identity", "sigmoid", "exp", or "custom" for a function."""
         return self.link if isinstance(self.link, str) else "custom"

@@ -162,7 +162,7 @@ class Keeper:
         replicate, checkpoint = said[0][2:]
         if self._under_way and (all_written or stop):
             self.settle()
-        content = {**cut.content, "curve": self._curve} if replicate or checkpoint or stop else {}
+        content = {**cut.content(), "curve": self._curve} if replicate or checkpoint or stop else {}
         if self._replicas and replicate and not stop:
             self._replicas.refresh(self._comm, content, cut.blocks)
         if self._checkpoints and (checkpoint or stop):
