@@ -17,8 +17,8 @@ from mfpar.atomic import storage_errors, sync
 from mfpar.errors import ConfigError, FormatError, MfparError, StorageError
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.lock import Lock
-from mfpar.recovery.manifest import Block, Blocks, Manifest, checkpoints_in, position, read_manifest, remove
-from mfpar.recovery.writer import Pieces, Writer, in_pieces
+from mfpar.recovery.manifest import MANIFEST, Block, Blocks, Manifest, checkpoints_in, position, read_manifest, remove
+from mfpar.recovery.writer import Pieces, Views, Writer, in_pieces
 
 Warn = Callable[[str], None]
 
@@ -62,6 +62,7 @@ class Checkpoints:
         self._writer: Writer | None = None
         self._path, self._cut = folder, dict[str, Any]()
         self._lock: Lock | None = None
+        self._waste: list[Path] = []  # folders that are no checkpoints any more; the first rank's
         problem = None
         if comm.rank == 0:
             try:
@@ -79,6 +80,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self._clear()
         self.abandon()
 
     @property
@@ -107,9 +110,9 @@ class Checkpoints:
         self._cut, self._path = cut, self._folder / f"epoch-{cut['epoch']:08d}-step-{cut['step']:08d}-{token}"
         writer = self._writer = Writer(self._path / f"{self._comm.rank}.blocks")
         if background:
-            writer.start(self._pieces.copied(blocks))
+            writer.start(self._cleared(self._pieces.copied(blocks)))
         else:
-            writer.write(in_pieces(blocks))
+            writer.write(self._cleared(in_pieces(blocks)))
         return before
 
     def settle(self) -> Path | None:
@@ -142,7 +145,11 @@ class Checkpoints:
         return path
 
     def abandon(self) -> None:
-        """Give up what is under way, and the folder; never raises. Local."""
+        """Give up what is under way, and the folder; never raises. Local.
+
+        The end of a `with` does so, and removes what is of no use any more, unless it ends with an error: then time may
+        be short, and whoever takes the folder next does that.
+        """
         writer, self._writer = self._writer, None
         lock, self._lock = self._lock, None
         if writer:
@@ -162,8 +169,7 @@ class Checkpoints:
             if difference:
                 raise ConfigError(f"{path}: is of another run: it {difference}; choose another folder for checkpoints")
         if self._lock.held:
-            for path in checkpoints_in(self._folder, whole=False):
-                remove(path)
+            self._waste = checkpoints_in(self._folder, whole=False)
 
     def _complete(self, path: Path, blocks: list[Block]) -> str | None:
         """Make a checkpoint whole, and remove older ones; returns a problem as a sentence."""
@@ -176,5 +182,16 @@ class Checkpoints:
         with contextlib.suppress(MfparError):
             older = [other for other in checkpoints_in(self._folder) if position(other) < position(path)]
             for other in older[self._keep - 1 :]:
-                remove(other)
+                with contextlib.suppress(OSError):
+                    (other / MANIFEST).unlink()
+                    self._waste.append(other)
         return None
+
+    def _cleared(self, views: Views) -> Views:
+        """The same, once the waste is gone: large files take long to remove, so that is the writing thread's work."""
+        self._clear()
+        yield from views
+
+    def _clear(self) -> None:
+        while self._waste:
+            remove(self._waste.pop())
