@@ -1,8 +1,14 @@
 """Checkpoints on disk: written on any number of ranks, read on any other, whole or not there."""
 
 import contextlib
+import errno
+import hashlib
 import math
 import os
+import resource
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,7 +18,7 @@ import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfpar.errors import ConfigError, FormatError, StorageError
+from mfpar.errors import ConfigError, FormatError, RankLostError, StorageError
 from mfpar.parallel.comm import Serial
 from mfpar.recovery import lock, manifest, writer
 from mfpar.recovery.checkpoints import Checkpoints
@@ -279,3 +285,253 @@ def test_killed_between_any_two_steps_of_writing(tmp_path, monkeypatch):
     assert ended
     assert last > 10
     assert seen == {2, 3}
+
+
+class Failing:
+    """A file that takes so many bytes only."""
+
+    def __init__(self, file, room, code):
+        self._file, self._room, self._code = file, room, code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def fileno(self):
+        if self._room == 0:  # what it took can't be synced
+            raise OSError(self._code, os.strerror(self._code))
+        return self._file.fileno()
+
+    def write(self, data):
+        self._room -= len(data)
+        if self._room < 0:
+            raise OSError(self._code, os.strerror(self._code))
+        return self._file.write(data)
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize(("room", "code"), [(0, errno.ENOSPC), (900, errno.EIO), (1200, errno.EROFS)])
+def test_a_disk_that_fails_costs_a_warning(tmp_path, monkeypatch, room, code, background):
+    blocks = made([100] * 9)
+    save(tmp_path, blocks, cut_of(1), cut_of(2), ranks=3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def opened(path, *mode, **named):
+        file = open(path, *mode, **named)  # noqa: SIM115
+        return Failing(file, room, code) if path.name == "1.blocks" else file
+
+    monkeypatch.setattr(writer, "open", opened, raising=False)
+    paths, (warning,) = save(tmp_path, blocks, cut_of(3, 4), ranks=3, background=background)
+    assert paths == [None]
+    assert warning.startswith(f"no checkpoint of epoch 3, step 4: {tmp_path}/epoch-00000003-step-00000004-")
+    assert "1.blocks: could not be written: " in warning
+    assert warning.count("\n") == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    paths, warnings = save(tmp_path, blocks, cut_of(3, 4), ranks=3, background=background)
+    assert warnings == []
+    assert same(blocks, load(paths[0], blocks)[1])
+
+
+def test_a_limit_of_the_system_for_files(tmp_path):
+    blocks = made([100_000] * 4)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (good,), _ = save(tmp_path, blocks, cut_of(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        paths, (warning,) = (
+            save(tmp_path, blocks, cut_of(2), cut_of(3), ranks=2)[0],
+            save(tmp_path, blocks, cut_of(4))[1],
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "could not be written: File too large" in warning
+    assert None not in paths  # halves are small enough
+    assert same(blocks, load(tmp_path, blocks, 3)[1])
+    assert good not in checkpoints_in(tmp_path)
+
+
+def test_a_manifest_that_can_not_be_written(tmp_path, monkeypatch):
+    blocks = made(SIZES)
+    (old,), _ = save(tmp_path, blocks, cut_of(1), ranks=2)
+    monkeypatch.setattr(manifest, "MOST", 100)
+    (path,), (warning,) = save(tmp_path, blocks, cut_of(2), ranks=2)
+    assert path is None
+    assert "its manifest would have" in warning
+    monkeypatch.undo()
+    assert [*tmp_path.glob("epoch-*")] == [old]
+
+
+def test_a_folder_that_is_removed_while_it_is_written_to(tmp_path):
+    blocks, folder, warnings = made([1000]), tmp_path / "saved", []
+    with Checkpoints(folder, Serial(), IDENTITY, 2, warnings.append) as saved:
+        saved.begin(cut_of(1), blocks.items(), background=False)
+        shutil.rmtree(folder)
+        assert saved.settle() is None
+        assert "manifest.json: could not be written: No such file or directory" in warnings[0]
+        saved.begin(cut_of(2), blocks.items())
+        path = saved.settle()
+    assert len(warnings) == 1
+    assert same(blocks, load(path, blocks)[1])
+
+
+@pytest.mark.parametrize("where", ["/proc/mfpar", "file", "file/saved"])
+def test_a_folder_that_can_not_be(tmp_path, where):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=f"{where}: could not be written: "):
+        save(tmp_path / where, {}, cut_of(1), ranks=2)
+
+    def again(comm):
+        warnings = []
+        with Checkpoints(tmp_path / where, comm, IDENTITY, 2, warnings.append, again=True) as saved:
+            saved.begin(cut_of(1), made([3]).items())
+            assert saved.settle() is None
+        return warnings
+
+    first, second = simulated.run(2, again)
+    assert first == second
+    assert len(first) == 2  # of the folder, and of the checkpoint
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from mfpar.parallel.comm import Serial
+from mfpar.recovery.checkpoints import Checkpoints
+identity = {"data_checksum": "", "model": {}, "train": {}}
+saved = Checkpoints(Path(sys.argv[1]), Serial(), identity, 1, print)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_run_at_a_time(tmp_path, monkeypatch):
+    """A folder that another process writes to is refused, and what it is writing left alone, until it is killed."""
+    half = tmp_path / "epoch-00000001-step-00000000-01234567"
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            half.mkdir()
+            with pytest.raises(StorageError, match=rf"another run .*\(process {holder.pid} on .*choose another folder"):
+                save(tmp_path, {}, cut_of(1), ranks=2)
+            warnings = []
+            with Checkpoints(tmp_path, Serial(), IDENTITY, 2, warnings.append, again=True) as saved:
+                saved.begin(cut_of(1), made([3]).items())
+                assert saved.settle() is not None
+            assert len(warnings) == 1
+            assert half.exists()
+        finally:
+            holder.kill()
+    monkeypatch.undo()
+    save(tmp_path, {}, cut_of(2), ranks=2)
+    assert not half.exists()
+
+
+def test_without_locks_nothing_is_taken_for_waste(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    half = tmp_path / "epoch-00000001-step-00000000-01234567"
+    half.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.fcntl, "flock", no_locks)
+        assert None not in save(tmp_path, {}, cut_of(2), ranks=2)[0]
+    assert half.exists()
+    save(tmp_path, {}, cut_of(3))
+    assert not half.exists()
+
+
+def test_given_up(tmp_path, monkeypatch):
+    """A rank fails while all write: nothing stays but what was whole, and the next has the folder at once."""
+    blocks = made([5000] * 8)
+    (old,), _ = save(tmp_path, blocks, cut_of(1), ranks=2)
+    gate, real = threading.Event(), hashlib.sha256
+
+    def slow(*arguments):
+        gate.wait(0.01)
+        return real(*arguments)
+
+    monkeypatch.setattr(writer.hashlib, "sha256", slow)
+
+    def body(comm):
+        with Checkpoints(tmp_path, comm, IDENTITY, 2, pytest.fail) as saved:
+            saved.begin(cut_of(2), share(comm, blocks))
+            if comm.rank == 1:
+                raise RankLostError("gone")
+            saved.settle()
+
+    for _ in range(3):
+        assert {type(outcome) for outcome in simulated.run_all(3, body)} == {RankLostError}
+    monkeypatch.undo()
+    assert load(tmp_path, blocks)[0].path == old
+    assert [*tmp_path.glob("epoch-*")] == [old]
+    assert not [thread for thread in threading.enumerate() if thread.name == "mfpar-checkpoint"]
+
+
+def test_a_rank_that_is_lost_while_all_agree_costs_no_checkpoint(tmp_path):
+    """Once all have written, the first rank may have made it whole: others must not remove what they wrote."""
+    blocks = made(SIZES)
+
+    def body(comm):
+        with Checkpoints(tmp_path, comm, IDENTITY, 1, pytest.fail) as saved:
+            saved.begin(cut_of(2), share(comm, blocks))
+            gather, calls = comm.gather, []
+
+            def losing(value):
+                calls.append(value)
+                if len(calls) == 2 and comm.rank == 1:
+                    raise RankLostError("gone")
+                return gather(value)
+
+            comm.gather = losing
+            saved.settle()
+
+    assert {type(outcome) for outcome in simulated.run_all(3, body)} == {RankLostError}
+    found, restored, warnings = load(tmp_path, blocks, 2)
+    assert found.cut["epoch"] == 2
+    assert warnings == []
+    assert same(blocks, restored)
+
+
+def test_a_dead_disk_is_not_waited_for(tmp_path, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(writer, "STALLED", 0.2)
+    real = os.fsync
+
+    def stuck(descriptor):
+        gate.wait(60)
+        real(descriptor)
+
+    monkeypatch.setattr(writer.os, "fsync", stuck)
+    warnings = []
+    with Checkpoints(tmp_path, Serial(), IDENTITY, 1, warnings.append) as saved:
+        saved.begin(cut_of(1), made([3]).items())
+        assert saved.settle() is None
+        assert "the disk has not answered" in warnings[0]
+        gate.set()
+        monkeypatch.undo()
+        saved.begin(cut_of(2), made([3]).items())
+        assert saved.settle() is not None
+
+
+def test_a_cut_that_does_not_fit_counts_as_damage(tmp_path):
+    blocks = made(SIZES)
+    save(tmp_path, blocks, cut_of(1), cut_of(2))
+
+    def lay_out(cut):
+        if cut["epoch"] == 2:
+            raise FormatError("the order is no permutation")
+        return blocks.items()
+
+    warnings = []
+    found = newest(tmp_path, Serial(), IDENTITY, 9, lay_out, warnings.append)
+    assert found.cut["epoch"] == 1
+    assert warnings == ["the order is no permutation; the checkpoint before it is tried"]
+    for other in (made([5]), made([5, 0, 300, 1, 77, 4, 0, 12, 9]), made([5, 0, 300, 1, 77, 4, 0, 16])):
+        del warnings[:]
+        more = len(other) > 1
+        assert bool(newest(tmp_path, Serial(), IDENTITY, 9, lambda _, o=other: o.items(), warnings.append)) != more
+        assert len(warnings) == 2 * more
