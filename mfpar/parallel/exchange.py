@@ -7,6 +7,8 @@ import numpy as np
 from mfpar.parallel.comm import Communicator, Message
 
 LONGEST = 1 << 28  # bytes of a message: MPI counts in 32 bits
+WINDOW = 1 << 26  # bytes that a rank has under way in a swap, if a buffer alone is not longer
+FEW = 256  # buffers under way at most
 TAG = 0
 
 
@@ -32,6 +34,47 @@ def exchange(comm: Communicator, parcels: Sequence[np.ndarray]) -> Iterator[np.n
         sends = [Message(piece, to, TAG) for piece in _pieces(parcels[to])]
         comm.start(sends, [Message(piece, source, TAG) for piece in _pieces(parcel)]).wait()
         yield parcel
+
+
+def swap(comm: Communicator, sending: Sequence[np.ndarray], to: int, coming: Sequence[np.ndarray], source: int) -> None:
+    """Send buffers to one rank while those of another one come, some at a time. All take part, each in one ring.
+
+    Parameters
+    ----------
+    sending : flat contiguous arrays, which keep their values
+        The other rank gives `coming` of the same number, order, and lengths in bytes.
+    to, source : other ranks, source the one whose `to` this rank is
+    """
+    leaving, entering = _windows(sending), _windows(coming)
+    for turn in range(max(len(leaving), len(entering))):
+        sends = [Message(_sealed(buffer), to, TAG) for buffer in _at(leaving, turn)]
+        comm.start(sends, [Message(buffer, source, TAG) for buffer in _at(entering, turn)]).wait()
+
+
+def _windows(buffers: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """The buffers that are not empty, in runs; both ends make the same of the same lengths."""
+    windows: list[list[np.ndarray]] = []
+    room = 0
+    for buffer in buffers:
+        if not buffer.nbytes:
+            continue
+        if room < buffer.nbytes or len(windows[-1]) == FEW:
+            windows.append([])
+            room = max(WINDOW, buffer.nbytes)
+        windows[-1].append(buffer)
+        room -= buffer.nbytes
+    return windows
+
+
+def _at(windows: list[list[np.ndarray]], turn: int) -> list[np.ndarray]:
+    return windows[turn] if turn < len(windows) else []
+
+
+def _sealed(buffer: np.ndarray) -> np.ndarray:
+    """A view that can't be written through."""
+    view = buffer.view()
+    view.flags.writeable = False
+    return view
 
 
 def _pieces(parcel: np.ndarray) -> list[np.ndarray]:
