@@ -31,4 +31,6 @@ def stopping(wanted: bool) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # All that is to stay is on the disk: who asks once more shall not kill what is about to end.
+            done = asked and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if done else handler)
