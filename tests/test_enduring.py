@@ -17,6 +17,7 @@ from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.errors import ConfigError, FormatError, PreemptedError
 from mfpar.model.opening import open_model
 from mfpar.parallel.comm import Serial
+from mfpar.recovery.replicas import Replicas
 
 EPOCHS = 8
 
@@ -64,15 +65,17 @@ def kinds(events, kind):
 # A rank that dies.
 
 
-@pytest.mark.parametrize("every", ["1ep", "5steps", "1h"])
+@pytest.mark.parametrize(("every", "replicas"), [("1ep", 0), ("5steps", 1), ("1h", 1), (None, 1), (None, 0)])
 @pytest.mark.parametrize("team", [1, 2, 4])
-def test_those_that_are_left_end_with_the_same_bits(data, tmp_path, every, team):
+def test_those_that_are_left_end_with_the_same_bits(data, tmp_path, monkeypatch, every, replicas, team):
+    monkeypatch.setattr(Replicas, "due", True)
     expected = undisturbed(data, tmp_path)
     numbers = random.Random(team)
     for after in [1, 4, *(numbers.randrange(5, 90) for _ in range(6))]:
         victims = numbers.sample(range(4), numbers.choice([1, 1, 2, 3]))
         events = []
-        body = trainer(data, tmp_path, events, safety={"checkpoint_every": every})
+        saved = {"checkpoint_every": every} if every else {"checkpoint": None}
+        body = trainer(data, tmp_path, events, safety=saved | {"replicas": replicas})
 
         def run(comm, body=body, victims=victims, after=after):
             if comm.rank in victims:
@@ -87,7 +90,7 @@ def test_those_that_are_left_end_with_the_same_bits(data, tmp_path, every, team)
             assert kinds(events, "lost")
             assert kinds(events, "resume")
         assert open_model(tmp_path / "m.h5", None).fingerprint == expected
-        shutil.rmtree(tmp_path / "saved")
+        shutil.rmtree(tmp_path / "saved", ignore_errors=True)
 
 
 # A run that is asked to stop.

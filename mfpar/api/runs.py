@@ -61,7 +61,7 @@ def train_file(
         The run was asked to stop, and has left a checkpoint.
     """
     output, precautions = Path(output), precautions or Precautions()
-    again = any(comm.gather(precautions.attempts > 0))
+    again = precautions.take_stock(comm)
     goes_on = again or precautions.safety.resume is not None
     if comm.rank == 0 and not again:
         _refuse_outputs(Path(path), output, log, trace, force, goes_on)

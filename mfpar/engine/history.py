@@ -102,7 +102,7 @@ class History:
 
     def memory(self) -> dict[str, Any]:
         """What else a cut needs, as plain JSON values."""
-        return {"used": list(self.used.items()), "kept": self._kept}
+        return {"used": list(self.used.items()), "kept": dict(self._kept)}
 
     def incoming(self, positions: dict[str, Any]) -> Iterator[Block]:
         """Blocks here for the copies of a cut, whose positions these are, to be written to one by one. Local."""

@@ -16,6 +16,7 @@ from mfpar.engine.cut import Cut, StopRun
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.checkpoints import Checkpoints
 from mfpar.recovery.reading import newest
+from mfpar.recovery.replicas import Replicas
 
 LONGEST = 5.0  # seconds between breaks, about: so long a request to stop may wait
 
@@ -34,6 +35,8 @@ class Precautions:
     attempts : int
         That have ended with the loss of a rank.
     replicas : Replicas or None
+    kept : dict or None
+        The cut that they hold, if one can be had from them.
     """
 
     safety: SafetyConfig = field(default_factory=SafetyConfig)
@@ -41,7 +44,14 @@ class Precautions:
     attempts: int = 0
 
     def __post_init__(self) -> None:
-        self.replicas: Any = None
+        self.replicas = Replicas() if self.safety.replicas else None
+        self.kept: dict[str, Any] | None = None
+
+    def take_stock(self, comm: Communicator) -> bool:
+        """Find out what ranks hold, before anything is built anew; whether some have tried before. Collective."""
+        again = any(comm.gather(self.attempts > 0))
+        self.kept = self.replicas.best(comm) if self.replicas and again else None
+        return again
 
 
 class Keeper:
@@ -76,7 +86,8 @@ class Keeper:
         again: bool,
     ):
         self._comm, self._size, self._curve, self._tell = comm, size, curve, tell
-        self._safety, self._stop, self._replicas = precautions.safety, precautions.stop, precautions.replicas
+        self._safety, self._stop = precautions.safety, precautions.stop
+        self._replicas, self._kept = precautions.replicas, precautions.kept
         self._identity, self._background, self._again = identity, background, again
         self._every, self._unit = self._safety.interval
         self._begun = time.monotonic()  # when the last checkpoint was
@@ -129,10 +140,9 @@ class Keeper:
         )
 
     def _from_replicas(self, course: Course) -> dict[str, Any] | None:
-        content = self._replicas.best(self._comm) if self._replicas else None
-        if self._replicas and content is not None:
-            self._replicas.restore(self._comm, course.lay_out(content))
-        return content
+        if self._replicas and self._kept:
+            self._replicas.restore(self._comm, course.lay_out(self._kept))
+        return self._kept
 
     def _from_disk(self, course: Course, epochs: int) -> tuple[dict[str, Any] | None, str]:
         named = self._safety.resume if self._safety.resume != "auto" else None
@@ -162,7 +172,7 @@ class Keeper:
         replicate, checkpoint = said[0][2:]
         if self._under_way and (all_written or stop):
             self.settle()
-        content = {**cut.content(), "curve": self._curve} if replicate or checkpoint or stop else {}
+        content = {**cut.content(), "curve": list(self._curve)} if replicate or checkpoint or stop else {}
         if self._replicas and replicate and not stop:
             self._replicas.refresh(self._comm, content, cut.blocks)
         if self._checkpoints and (checkpoint or stop):
