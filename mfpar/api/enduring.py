@@ -1,6 +1,7 @@
 """A run that outlives its ranks: when some are lost, those that are left try again, from the last cut there is."""
 
 import gc
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from mfpar.api.runs import Event, train_file
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.keeper import Precautions
+
+LOG = logging.getLogger(__name__)
 
 
 def train_enduringly(
@@ -49,9 +52,11 @@ def train_enduringly(
             if not comm.tolerant:
                 raise
             lost = str(error)
+            LOG.debug("%s", lost, exc_info=True)
         precautions.attempts += 1
         gc.collect()  # what the attempt had in memory goes before the next one takes it
         comm = comm.survivors(ranks - comm.size if safety.respawn else 0)
+        LOG.debug("rank %d of %d from here on", comm.rank, comm.size)
         if comm.rank == 0:
             message = f"{lost}; {comm.size} rank{'s go' if comm.size > 1 else ' goes'} on"
             listen({"kind": "lost", "message": message + (f" ({comm.warning})" if comm.warning else "")})

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from mfpar.cli.display import display
+from mfpar.cli.logs import debug_log
 from mfpar.cli.options import TABLES, add_settings, read_config, settings_of
 from mfpar.cli.stopping import stopping
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
@@ -21,6 +22,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--config", metavar="FILE.toml", help="settings, as `mfpar tune` writes them; options win")
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine")
     parser.add_argument("--log", metavar="RUN.jsonl", help="write a line of JSON at the start and after every epoch")
+    parser.add_argument("--debug-log", metavar="DIR", help="write a log of each rank, for debugging, into this folder")
     parser.add_argument(
         "--trace", metavar="TRACE.json", help="write what each rank and thread did when, for Perfetto (ui.perfetto.dev)"
     )
@@ -49,5 +51,9 @@ def run(args: argparse.Namespace) -> None:
         return
     comm = launch.world()
     # On any rank, as the first one may change; but only the first one is told of events.
-    with display(args.progress, train.epochs) as show, stopping(safety.checkpoint is not None) as stop:
+    with (
+        debug_log(args.debug_log, launch.launched_rank()),
+        display(args.progress, train.epochs) as show,
+        stopping(safety.checkpoint is not None) as stop,
+    ):
         api.train_enduringly(args.file, args.output, model, train, comm, show, safety=safety, stop=stop, **options)

@@ -1,6 +1,7 @@
 """What a run does with its tables and ratings: epochs of updates, scores of held-out parts."""
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from mfpar.schedule import ring, sample_key
 from mfpar.shards import Layout
 
 RINGS = 32  # found at once
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Training(Tables):
         self._weight = self.ratings if weights is None else math.fsum(weight for rank in weights for weight in rank)
         if not self._weight:
             raise ConfigError(f"{file.path}: all training ratings have the weight 0, so there is nothing to learn")
+        held = int(self._parts["train"].counts.sum())
+        LOG.debug("row-blocks %d to %d of %d, %d ratings, %s", self.first, self.last - 1, self._grid.size, held, needs)
 
     def run_epoch(
         self,
@@ -123,6 +127,7 @@ class Training(Tables):
         curvature = self.objective.loss.curvature * self._weight
         self._offset = descent / curvature if self.objective.lifted else 0.0
         loss = mean(value, counted) - curvature / self.ratings * self._offset**2 / 2
+        LOG.debug("epoch %d: loss %r, %.6f s, waiting %.6f s", epoch, loss, totals.seconds, totals.waited)
         counts = self._block_counts
         first = next((row[REFUSED + 1 : REFUSED + 3].tolist() for row in totals.sums if row[REFUSED]), [0.0, 0.0])
         return Pass(

@@ -4,6 +4,7 @@ All ranks meet at a break and hear what each has to say: whether it is asked to 
 under way is written. What clocks decide, the first rank's decide.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from mfpar.recovery.checkpoints import Checkpoints
 from mfpar.recovery.reading import newest
 from mfpar.recovery.replicas import Replicas
 
+LOG = logging.getLogger(__name__)
 LONGEST = 5.0  # seconds between breaks, about: so long a request to stop may wait
 
 Tell = Callable[[str, dict[str, Any]], None]  # kind of event, and what it says
@@ -170,6 +172,9 @@ class Keeper:
         said = self._comm.gather([self._stop(), written, replicate, self._is_due(cut)])
         stop, all_written = any(rank[0] for rank in said), all(rank[1] for rank in said)
         replicate, checkpoint = said[0][2:]
+        if replicate or checkpoint or stop:
+            wanted = {"replicas": replicate, "checkpoint": checkpoint, "stop": stop}
+            LOG.debug("epoch %d, %d steps done: %s", cut.epoch, cut.step, wanted)
         if self._under_way and (all_written or stop):
             self.settle()
         content = {**cut.content(), "curve": list(self._curve)} if replicate or checkpoint or stop else {}

@@ -1,0 +1,47 @@
+"""A log of each rank at debug level, for whoever has to find out what happened on which of them."""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mfpar.atomic import storage_errors
+
+FORMAT = "%(asctime)s.%(msecs)03d {where} %(threadName)s %(name)s: %(message)s"
+
+
+@contextlib.contextmanager
+def debug_log(folder: str | None, rank: int) -> Iterator[None]:
+    """Have all that mfpar notes of this process appended to `rank-RANK.log` in a folder; without one, nothing is noted.
+
+    Raises
+    ------
+    StorageError
+        The folder can't be made, or written to.
+    """
+    if folder is None:
+        yield
+        return
+    path = Path(folder) / f"rank-{rank:04d}.log"
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    where = f"rank {rank} on {socket.gethostname()}"
+    handler.setFormatter(logging.Formatter(FORMAT.format(where=where), "%Y-%m-%d %H:%M:%S"))
+    log = logging.getLogger("mfpar")
+    before = log.level
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler)
+    try:
+        log.debug("process %d: %s", os.getpid(), " ".join(sys.argv))
+        yield
+    except BaseException as error:
+        log.debug("ends with %s", type(error).__name__, exc_info=True)
+        raise
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+        handler.close()
