@@ -29,7 +29,7 @@ HOUSE = (
     ("blockfile", "budget"),
     ("engine", "ratings"),
     ("model", "planning", "recovery"),
-    ("integrity", "doctor"),
+    ("integrity", "doctor", "supervise"),
     ("api",),
     ("__init__",),
     ("cli",),

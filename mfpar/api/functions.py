@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mfpar import errors
-from mfpar.api.runs import Event, train_file, train_on_ranks
+from mfpar.api.launched import train_on_ranks
+from mfpar.api.runs import Event, train_file
 from mfpar.api.sources import blocked, place_of
 from mfpar.atomic import refuse_existing
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
@@ -107,7 +108,9 @@ def factorize(
                 source, target, model, train, team, listen, log=log, trace=trace, force=force, precautions=careful
             )
         else:
-            train_on_ranks(source, target, model, train, ranks, listen, log=log, trace=trace, force=force)
+            train_on_ranks(
+                source, target, model, train, ranks, listen, safety=safety, log=log, trace=trace, force=force
+            )
         opened = open_model(target, find(model.loss))
         team.gather(None)  # all have it open: on one file system its folder may go once nobody holds the model
         if folder:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import re
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,13 +12,11 @@ from mfpar.blockfile import BlockedFile
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.course import Course
 from mfpar.engine.report import EpochReport, describe_run, described_memory
-from mfpar.engine.tables import require_places
 from mfpar.engine.trace import Trace
 from mfpar.engine.training import Training
 from mfpar.kernels import register
-from mfpar.losses import Loss, importable, is_builtin
+from mfpar.losses import is_builtin
 from mfpar.model.saving import save_model
-from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.keeper import Keeper, Precautions
 
@@ -64,7 +60,7 @@ def train_file(
     again = precautions.take_stock(comm)
     goes_on = again or precautions.safety.resume is not None
     if comm.rank == 0 and not again:
-        _refuse_outputs(Path(path), output, log, trace, force, goes_on)
+        refuse_outputs(Path(path), output, log, trace, force, goes_on)
     curve: list[Event] = []
     with BlockedFile(path) as file, contextlib.ExitStack() as closing:
         tracing = closing.enter_context(Trace(comm, Path(trace) if trace else None))
@@ -115,54 +111,7 @@ def train_file(
         return fingerprint
 
 
-def train_on_ranks(
-    path: str | Path,
-    output: str | Path,
-    model: ModelConfig,
-    train: TrainConfig,
-    ranks: int,
-    listen: Callable[[Event], None],
-    *,
-    log: str | Path | None = None,
-    trace: str | Path | None = None,
-    force: bool = False,
-) -> None:
-    """`train_file` on `ranks` ranks that mpirun starts on this machine; raises what they raise. Local."""
-    if ranks < 1:
-        raise errors.ConfigError(f"ranks={ranks}: expected an integer ≥ 1")
-    _refuse_outputs(Path(path), Path(output), log, trace, force)
-    with BlockedFile(path) as file:
-        require_places(file.grid.size, ranks)
-    if isinstance(model.loss, Loss):
-        model = model.having(loss=importable(model.loss))
-    failure: list[Exception] = []
-
-    def on_line(line: str) -> None:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict) or "kind" not in event:
-            return  # a line of mpirun's own
-        if event["kind"] == "error":
-            failure.append(getattr(errors, event["error"], errors.RankError)(event["message"]))
-        else:
-            listen(event)
-
-    arguments = ["train", str(path), "--output", str(output), "--progress", "json"]
-    arguments += [*model.as_options(), *train.as_options()]
-    arguments += ["--log", str(log)] * (log is not None) + ["--trace", str(trace)] * (trace is not None)
-    arguments += ["--force"] * force
-    code, complaints = launch.run_ranks(arguments, ranks, on_line)
-    if failure:
-        raise failure[0]
-    if code:
-        said = [line.strip() for line in complaints.splitlines() if re.search(r"[a-z]", line)]
-        killed = " (a rank was killed: out of memory?)" if code == 128 + signal.SIGKILL else ""
-        raise errors.RankError(f"the ranks ended with exit code {code}{killed}: {said[0] if said else 'no message'}")
-
-
-def _refuse_outputs(
+def refuse_outputs(
     path: Path, output: Path, log: str | Path | None, trace: str | Path | None, force: bool, goes_on: bool = False
 ) -> None:
     """No output must replace the ratings, nor one the other; the log of a run that goes on is gone on with."""

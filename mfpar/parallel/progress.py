@@ -1,0 +1,31 @@
+"""Whether a process does anything, told by the CPU time that it uses."""
+
+import time
+
+# Of a core: what a process uses if it does anything. A rank that waits for another one looks for it two thousand times
+# a second, and takes ten times as much; threads that nap and beat take less.
+LEAST = 1e-3
+
+
+def used() -> float:
+    """Seconds of CPU time that this process has used so far, apart from the thread that asks. Local."""
+    return time.process_time() - time.thread_time()
+
+
+class Activity:
+    """Tells from CPU seconds for how long a process has done nothing.
+
+    Parameters
+    ----------
+    timeout : seconds over which it has to use more than next to nothing
+    """
+
+    def __init__(self, timeout: float):
+        self._timeout = timeout
+        self._time, self._used = 0.0, 0.0  # when it last did something, and what it had used by then
+
+    def idle(self, now: float, used: float) -> float:
+        """Seconds since it last did something, now that it is `now` and it has used so many seconds of CPU time."""
+        if used - self._used >= LEAST * max(self._timeout, now - self._time):
+            self._time, self._used = now, used
+        return now - self._time

@@ -1,0 +1,186 @@
+"""The folder of a supervised job: small files, on a file system that all its hosts share, by which all know of all.
+
+Every rank writes a file that says where it is and that it lives; the supervisor writes one that says the same of
+itself, and what it wants. A rank that finds the folder gone, or the supervisor silent, ends itself: so a job that was
+given up ends everywhere, also on hosts that no message reaches any more.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from mfpar.atomic import storage_errors
+from mfpar.parallel.processes import Process
+
+PERIOD = 1.0  # seconds between beats
+ENDING, ORDER = ".beat", "supervisor"
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank says of itself.
+
+    Attributes
+    ----------
+    rank : int
+    process : Process
+    count : int
+        Of its beats so far.
+    used : float
+        Seconds of CPU time; see `mfpar.parallel.progress`.
+    """
+
+    rank: int
+    process: Process
+    count: int
+    used: float
+
+    def write(self, path: Path) -> None:
+        """Write it over the one before; a file that is read at the same moment may be torn."""
+        descriptor = os.open(path, os.O_WRONLY | (0 if self.count else os.O_CREAT | os.O_EXCL), 0o600)
+        try:
+            os.pwrite(descriptor, json.dumps(asdict(self)).ljust(1000).encode(), 0)
+        finally:
+            os.close(descriptor)  # a file system of several machines shows it to the others now
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """A rank's last beat; None where there is none that can be read."""
+        content = _read(path)
+        try:
+            return cls(**content | {"process": Process(**content["process"])})
+        except (KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a supervisor says: that it lives, and whether ranks shall stop.
+
+    Attributes
+    ----------
+    process : Process
+    count : int
+        Of its beats so far.
+    limit : float
+        Seconds without one after which ranks end themselves; 0: they never do.
+    stop : bool
+    """
+
+    process: Process
+    count: int
+    limit: float
+    stop: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The supervisor's last word; None where there is none that can be read."""
+        content = _read(folder / ORDER)
+        try:
+            return cls(**content | {"process": Process(**content["process"])})
+        except (KeyError, TypeError):
+            return None
+
+
+class RunFolder:
+    """The folder, on the side of the supervisor, whose thread keeps it alive; a context manager that removes it.
+
+    Parameters
+    ----------
+    output : Path
+        Beside which it lies.
+    limit : seconds, see `Order`
+
+    Raises
+    ------
+    StorageError
+        It can't be made.
+    """
+
+    def __init__(self, output: Path, limit: float):
+        self.token = secrets.token_hex(4)
+        self.path = output.absolute().with_name(f".{output.name}.{self.token}.run")
+        self._limit, self._stop = limit, threading.Event()
+        self._over = threading.Event()
+        self._count = 0
+        with storage_errors(self.path):
+            _remove_abandoned(output)
+            self.path.mkdir(0o700)
+            self._tell()
+        self._thread = threading.Thread(target=self._beat, name="mfpar-supervisor", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def stop(self) -> None:
+        """Tell all ranks to stop, within a second or so."""
+        self._stop.set()
+
+    def beats(self) -> Iterator[tuple[str, Beat]]:
+        """The last beats of all ranks, with a name for each."""
+        with contextlib.suppress(OSError):
+            for path in sorted(self.path.glob(f"*{ENDING}")):
+                if beat := Beat.read(path):
+                    yield path.name, beat
+
+    def remove(self) -> None:
+        """Remove the folder: ranks that are left end themselves."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(PERIOD)
+        _remove(self.path)
+
+    def _beat(self) -> None:
+        while not self._over.wait(PERIOD):
+            with contextlib.suppress(OSError):
+                self._tell()
+
+    def _tell(self) -> None:
+        # A change of the folder itself lets NFS notice what others have changed in it.
+        self._count += 1
+        temporary = self.path / f"{ORDER}.new"
+        order = Order(Process.own(), self._count, self._limit, self._stop.is_set())
+        temporary.write_text(json.dumps(asdict(order)))
+        temporary.replace(self.path / ORDER)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _remove(folder: Path) -> None:
+    """Take away its name, so that nobody writes into it any more, and then the folder."""
+    gone = folder.with_suffix(".over")
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _remove_abandoned(output: Path) -> None:
+    """Remove what supervisors of this output that were killed on this machine have left, which ends their ranks."""
+    here = Process.own()
+    folder = output.absolute().parent
+    for path in folder.glob(f".{_literal(output.name)}.????????.run"):
+        order = Order.read(path)
+        if order and order.process.near(here) and not order.process.alive:
+            _remove(path)
+
+
+def _literal(name: str) -> str:
+    """A name as a pattern that fits itself only."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

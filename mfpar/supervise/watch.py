@@ -1,0 +1,97 @@
+"""What the supervisor makes of the ranks' signs of life."""
+
+import time
+from dataclasses import dataclass, field
+
+from mfpar.parallel.processes import Process
+from mfpar.parallel.progress import Activity
+from mfpar.supervise.folder import PERIOD, Beat, RunFolder
+
+SLACK = 20.0  # seconds at most that ranks have to find out by themselves who hangs, and to say so
+START = 2  # times the limit: what ranks may take to give the first sign of life
+STEP = 4  # periods of time that passes at most between two looks: what is more, this process was stopped
+GONE = 10.0  # seconds for mpirun to end once none of its ranks is there any more
+
+
+def limit_of(hang_timeout: float) -> float:
+    """Seconds of silence after which a job has failed; 0 (never) if the timeout is.
+
+    Ranks watch each other, with `hang_timeout`: they know better who hangs, so they speak first.
+    """
+    return max(hang_timeout + min(hang_timeout, SLACK), 5 * PERIOD) if hang_timeout else 0.0
+
+
+@dataclass
+class _Rank:
+    """What is known of a rank."""
+
+    beat: Beat
+    activity: Activity
+    since: float  # when the beat before the last one, or this one if it is the first, was seen
+    idle: float = 0.0
+
+
+@dataclass
+class Watch:
+    """Tells when ranks stand still. Local.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    ranks : how many were started
+    limit : seconds, see `limit_of`
+    tolerant : whether ranks outlive each other
+    """
+
+    folder: RunFolder
+    ranks: int
+    limit: float
+    tolerant: bool = False
+    _seen: dict[str, _Rank] = field(default_factory=dict, init=False)
+    _time: float = field(default=0.0, init=False)  # seconds that have passed, as far as this process was there
+    _before: float = field(default_factory=time.monotonic, init=False)
+    _left: float = field(default=0.0, init=False)  # when a rank was last seen to be there
+    _here: Process = field(default_factory=Process.own, init=False)
+
+    def look(self) -> str:
+        """What is wrong, as a sentence; "" if nothing."""
+        now = time.monotonic()
+        self._time += min(now - self._before, STEP * PERIOD)
+        self._before = now
+        self._read()
+        present = [rank for rank in self._seen.values() if not self._is_gone(rank.beat.process)]
+        if present or len(self._seen) < self.ranks:
+            self._left = self._time
+        if self._time - self._left > GONE:
+            return "none of the ranks is there any more, but mpirun does not end"
+        if not self.limit:
+            return ""
+        if len(self._seen) < self.ranks and self._time > START * self.limit:
+            return f"{len(self._seen)} of {self.ranks} ranks have started within {START * self.limit:g} s"
+        watched = present if self.tolerant else self._seen.values()
+        problems = [problem for rank in watched if (problem := self._of(rank))]
+        # Ranks that outlive each other deal with those that die or hang; nobody else has to as long as one goes on.
+        return problems[0] if problems and (not self.tolerant or len(problems) == len(present)) else ""
+
+    def _read(self) -> None:
+        for name, beat in self.folder.beats():
+            known = self._seen.get(name)
+            if known is None:
+                known = self._seen[name] = _Rank(beat, Activity(self.limit), self._time)
+            elif beat.count != known.beat.count:
+                known.beat, known.since = beat, self._time
+            else:
+                continue
+            known.idle = known.activity.idle(self._time, beat.used)
+
+    def _is_gone(self, process: Process) -> bool:
+        return process.near(self._here) and not process.alive
+
+    def _of(self, rank: _Rank) -> str:
+        process = rank.beat.process
+        who = f"rank {rank.beat.rank} on host {process.host} (process {process.pid})"
+        if self._time - rank.since > self.limit:
+            return f"{who} has given no sign of life for {self.limit:g} s"
+        if rank.idle > self.limit:
+            return f"{who} has done nothing for {self.limit:g} s"
+        return ""
