@@ -13,6 +13,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -87,6 +88,7 @@ class Hosts:
         self.names = [f"mfpar{n}" for n in range(count)]
         self._folder, self._memory, self._rate = folder / "hosts", dict(memory or {}), rate
         self.groups: dict[str, Path] = {}
+        self._holders: dict[str, int] = {}
         self._agent = self._folder / "agent"
         self._closing = contextlib.ExitStack()
 
@@ -103,6 +105,7 @@ class Hosts:
                 if n in self._memory:
                     self.groups[name] = closing.enter_context(_group(n, self._memory[n]))
                 holder = closing.enter_context(_holder(name, self._folder / "addresses", PROCESSES))
+                self._holders[name] = holder
                 self._connect(n, holder)
                 self._write_door(name, holder, self.groups.get(name))
             _script(self._agent, _AGENT.format(folder=shlex.quote(str(self._folder))))
@@ -134,6 +137,15 @@ class Hosts:
             [str(self._folder / name), *command], capture_output=True, text=True, check=True, timeout=20
         )
         return done.stdout
+
+    def cut_off(self, name: str) -> None:
+        """Take a host off the network; its processes go on, but the agent does not reach it any more."""
+        _script(self._folder / name, "#!/bin/sh\nsleep 3\nexit 255\n")
+        self._on_switch(f"ip link set p{self.names.index(name)} down")
+
+    def destroy(self, name: str) -> None:
+        """End a host with all its processes, at once."""
+        os.kill(self._holders[name], signal.SIGKILL)
 
     def run(
         self, ranks_each: int, *arguments: object, timeout: float, environment: dict[str, str] | None = None

@@ -69,5 +69,6 @@ def train_on_ranks(
     supervisor = Supervisor(
         arguments, Path(output), listen, ranks=ranks or 1, hosts=several, restarts=restarts,
         hang_timeout=safety.hang_timeout, checkpoints=safety.checkpoint is not None,
+        tolerant=bool(safety.replicas or safety.checkpoint),
     )  # fmt: skip
     supervisor.run()

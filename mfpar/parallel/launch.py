@@ -1,6 +1,7 @@
 """Starting ranks, and telling whether this process is one of several that somebody else has started."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,14 @@ ONE_NODE = {
     "OMPI_MCA_osc": "^ucx",
     "OPENBLAS_NUM_THREADS": "1",
 }
+
+# For Open MPI 5, whose ranks can outlive each other; the death of a rank that was started by others is no more of an
+# error than that of another.
+ULFM = ("--with-ft", "ulfm")
+FORGIVING = {"PRTE_MCA_state_base_recoverable": "1"}
+
+# What Open MPI says at each collective that ends with the loss of a rank, and mfpar in one sentence.
+CHATTER = "NBC_Progress: an error "
 
 MPIRUN = "MFPAR_MPIRUN"  # the variable that names the mpirun to use
 SHARED_FOLDER = "OMPI_MCA_btl_sm_backing_directory"  # the one that names the folder of Open MPI's shared memory
@@ -120,12 +129,33 @@ def mpirun() -> str:
     return found
 
 
-def on_this_machine(ranks: int) -> list[str]:
-    """The command line that starts so many ranks of a program, which is to follow, on this machine."""
-    return [mpirun(), "-n", str(ranks)]
+def knows_ulfm() -> bool:
+    """Whether mpirun is that of an Open MPI whose ranks can outlive each other, 5 or later. Local."""
+    found = re.match(r"mpirun \(Open MPI\) (\d+)", _version(mpirun()))
+    return found is not None and int(found[1]) >= 5
 
 
-def on_hosts(slots: Sequence[tuple[str, int]], agent: Sequence[str], passed: Sequence[str]) -> list[str]:
+def _version(program: str) -> str:
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=ANSWER, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{program}: does not say which version it is: {error}") from error
+    return done.stdout
+
+
+def on_this_machine(ranks: int, tolerant: bool = False) -> list[str]:
+    """The command line that starts so many ranks of a program, which is to follow, on this machine.
+
+    Parameters
+    ----------
+    tolerant : whether ranks are to outlive each other, see `knows_ulfm`
+    """
+    return [mpirun(), *ULFM * tolerant, "-n", str(ranks)]
+
+
+def on_hosts(
+    slots: Sequence[tuple[str, int]], agent: Sequence[str], passed: Sequence[str], tolerant: bool = False
+) -> list[str]:
     """The command line that starts ranks of a program, which is to follow, on several hosts.
 
     Parameters
@@ -133,6 +163,7 @@ def on_hosts(slots: Sequence[tuple[str, int]], agent: Sequence[str], passed: Seq
     slots : names of hosts, and how many ranks each gets
     agent : the command that runs another one on a host, as ssh does
     passed : names of variables of the environment that ranks are to have
+    tolerant : whether ranks are to outlive each other, see `knows_ulfm`
 
     Raises
     ------
@@ -141,25 +172,21 @@ def on_hosts(slots: Sequence[tuple[str, int]], agent: Sequence[str], passed: Seq
     """
     program, total = mpirun(), str(sum(number for _, number in slots))
     names = ",".join(f"{name}:{number}" for name, number in slots)
-    try:
-        asked = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=ANSWER, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{program}: does not say which version it is: {error}") from error
-    if "HYDRA" in asked.stdout.upper():  # MPICH and its kin
+    if "HYDRA" in _version(program).upper():  # MPICH and its kin
         how = ["-launcher", "ssh", "-launcher-exec", agent[0], "-hosts", names, "-n", total]
         return [program, *how, "-genvlist", ",".join(passed)]
     how = ["--host", names, "--map-by", "slot:oversubscribe", "--bind-to", "none", "-n", total]
-    return [program, *how, *(word for name in passed for word in ("-x", name))]
+    return [program, *ULFM * tolerant, *how, *(word for name in passed for word in ("-x", name))]
 
 
-def environment_of(hosts: bool) -> dict[str, str]:
+def environment_of(hosts: bool, tolerant: bool = False) -> dict[str, str]:
     """The environment for mpirun: this process's, with what its ranks need on this machine or on several hosts.
 
     On hosts, what somebody has set for their network stays. An allocation of SLURM's would make mpirun start its ranks
     through srun, and not where it is told to.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    return ONE_NODE | own if hosts else own | ONE_NODE
+    return (ONE_NODE | own if hosts else own | ONE_NODE) | (FORGIVING if tolerant else {})
 
 
 def mpi_runs() -> bool:

@@ -34,6 +34,12 @@ class Job:
     ranks : int
     hosts : sequence of Hosts; None: this machine
     folder : RunFolder
+    tolerant : whether ranks may outlive each other, where MPI can do that
+
+    Attributes
+    ----------
+    tolerant : bool
+        Whether they do.
 
     Raises
     ------
@@ -41,17 +47,26 @@ class Job:
         There is no mpirun, it can't be started, or this process is itself a rank.
     """
 
-    def __init__(self, arguments: Sequence[str], ranks: int, hosts: Sequence[Host] | None, folder: RunFolder):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        ranks: int,
+        hosts: Sequence[Host] | None,
+        folder: RunFolder,
+        tolerant: bool = False,
+    ):
+        self.tolerant = tolerant and launch.knows_ulfm()
         self._hosts, self._folder = hosts, folder
         base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
         # Open MPI leaves its shared memory behind where ranks end by an error: it gets a folder that goes with the job.
         self._shared = f"{base}/mfpar-{folder.token}"
-        environment = launch.environment_of(hosts is not None)
+        environment = launch.environment_of(hosts is not None, self.tolerant)
         environment |= {FOLDER: str(folder.path), launch.SHARED_FOLDER: self._shared}
         if hosts is None:
-            start = launch.on_this_machine(ranks)
+            start = launch.on_this_machine(ranks, self.tolerant)
         else:
-            start = launch.on_hosts([(host.name, host.slots) for host in hosts], agent(), passed_on(environment))
+            slots = [(host.name, host.slots) for host in hosts]
+            start = launch.on_hosts(slots, agent(), passed_on(environment), self.tolerant)
         self._command, self._environment = [*start, sys.executable, "-m", "mfpar", *arguments], environment
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._complaints: list[str] = []
@@ -108,7 +123,7 @@ class Job:
     def _collect(self, stream: IO[str]) -> None:
         with contextlib.suppress(ValueError, OSError), stream:
             for line in stream:  # also those that are of no use: the pipe must not fill up
-                if len(self._complaints) < KEPT:
+                if len(self._complaints) < KEPT and not line.startswith(launch.CHATTER):
                     self._complaints.append(line)
 
     def _end(self) -> None:

@@ -40,7 +40,7 @@ class Supervisor:
     restarts : how often it is started again at most
     hang_timeout : seconds, see `SafetyConfig`
     checkpoints : whether the ranks leave any
-    tolerant : whether ranks outlive each other
+    tolerant : whether ranks may outlive each other, where MPI can do that
     """
 
     def __init__(
@@ -94,8 +94,11 @@ class Supervisor:
             return errors.RankLostError(f"none of the hosts answers: {_names(self._hosts or ())}")
         self._last = {}
         arguments = self._arguments(attempt > 0 and self._checkpointed, attempt > 0)
-        with RunFolder(self._output, self._limit) as folder, Job(arguments, ranks, hosts, folder) as job:
-            problem = self._follow(job, folder, Watch(folder, ranks, self._limit, self._tolerant), requests)
+        with (
+            RunFolder(self._output, self._limit) as folder,
+            Job(arguments, ranks, hosts, folder, self._tolerant) as job,
+        ):
+            problem = self._follow(job, folder, Watch(folder, ranks, self._limit, job.tolerant), requests)
             if self._is_done():
                 return None
             if self._last.get("kind") == "error":
