@@ -4,6 +4,9 @@ Everything is made by code, in the current folder. A good ratings.csv, ratings.h
 """
 
 import gzip
+import hashlib
+import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -430,6 +433,133 @@ MODELS = [
     )
 ]
 
+CHECKPOINT = "saved/epoch-00000002-step-00000003-01234567"
+ROW = ["now/rows/0", "0.blocks", 0, 40, hashlib.sha256(bytes(40)).hexdigest()]
+
+
+def _checkpoint(edit: Callable[[dict], object], after: Callable[[Path], object] = lambda path: None) -> Maker:
+    """A checkpoint of two blocks in a file each, changed under a checksum that says that all is well."""
+
+    def make() -> None:
+        path = Path(CHECKPOINT)
+        path.mkdir(parents=True)
+        content = {
+            "format": "mfpar checkpoint",
+            "version": 1,
+            "identity": {"data_checksum": "ab", "model": {"factors": 4}, "train": {"seed": 0}},
+            "cut": {"epoch": 2, "step": 3},
+            "blocks": [[*ROW], ["now/cols/0", "1.blocks", *ROW[2:]]],
+        }
+        for name in ("0.blocks", "1.blocks"):
+            (path / name).write_bytes(bytes(40))
+        text = json.dumps(edit(content) or content).encode()
+        (path / "manifest.json").write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+        after(path)
+
+    return make
+
+
+def _entry(place: int, value: object) -> Maker:
+    return _checkpoint(lambda content: content["blocks"][0].__setitem__(place, value))
+
+
+def _item(*where: object) -> Maker:
+    *keys, last, value = where
+
+    def edit(content: dict) -> None:
+        for key in keys:
+            content = content[key]
+        content[last] = value
+
+    return _checkpoint(edit)
+
+
+def _manifest(content: bytes, sums: bool = True) -> Maker:
+    text = hashlib.sha256(content).hexdigest().encode() + b"\n" + content if sums else content
+    return _checkpoint(dict, lambda path: (path / "manifest.json").write_bytes(text))
+
+
+def _nothing(content: dict) -> None:
+    pass
+
+
+def _instead(name: str, replace: Callable[[Path], object]) -> Maker:
+    return _checkpoint(_nothing, lambda path: ((path / name).unlink(), replace(path / name)))
+
+
+def _sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+MANIFESTS = [
+    ("without manifest", "has no manifest.json", _instead("manifest.json", lambda path: None)),
+    ("empty manifest", "does not match its checksum", _manifest(b"", False)),
+    ("manifest without checksum", "does not match its checksum", _manifest(b"{}", False)),
+    ("manifest of a terabyte", "more than any manifest", _instead("manifest.json", _sparse)),
+    ("manifest that is a folder", "manifest.json: is no regular file", _instead("manifest.json", Path.mkdir)),
+    ("manifest that is a pipe", "manifest.json: is no regular file", _instead("manifest.json", os.mkfifo)),
+    ("manifest that is a link", "is a link", _instead("manifest.json", lambda path: path.symlink_to("/dev/zero"))),
+    ("manifest that is no JSON", "manifest.json: is foreign: it is no JSON", _manifest(b"{")),
+    ("manifest not UTF-8", "manifest.json: is foreign: it is no JSON", _manifest(b'"\xff"')),
+    ("manifest of brackets", "manifest.json: is foreign: it is no JSON", _manifest(b"[" * 10**6)),
+    ("manifest of digits", "manifest.json: is foreign: it is no JSON", _manifest(b"9" * 10**6)),
+    ("manifest that is a list", "it is no manifest of a checkpoint", _manifest(b"[]")),
+    ("another format", "it is no manifest of a checkpoint", _item("format", "mfpar soup")),
+    ("another version", "it has version 2, this mfpar reads 1", _item("version", 2)),
+    ("true for a version", "it has version True", _item("version", True)),
+    ("no identity", "it does not say which run it is of", _item("identity", None)),
+    ("a number for the data", "it does not say which data it is of", _item("identity", "data_checksum", 7)),
+    ("a list for the model", "it has no settings of model", _item("identity", "model", [])),
+    ("no settings", "it has no settings of train", _item("identity", "train", None)),
+    ("a word for a cut", "it has no cut", _item("cut", "here")),
+    ("epoch 0", "its epoch is 0", _item("cut", "epoch", 0)),
+    ("epoch 1.5", "its epoch is 1.5", _item("cut", "epoch", 1.5)),
+    ("a step that is missing", "its step is None", _item("cut", {"epoch": 1})),
+    ("a huge step", "its step is 9999", _item("cut", "step", 10**4000 - 1)),
+    ("no blocks", "it has no list of blocks", _item("blocks", {})),
+    ("a number for a block", "block 0 '' has other parts", _item("blocks", 0, 7)),
+    ("a block of four", "block 0 '' has other parts", _item("blocks", 0, ROW[:4])),
+    ("a float for bytes", "block 0 '' has other parts", _entry(3, 40.0)),
+    ("a path for a file", "lies in a file '../0.blocks'", _entry(1, "../0.blocks")),
+    ("an absolute path", "lies in a file '/etc/passwd'", _entry(1, "/etc/passwd")),
+    ("a file of a line more", "lies in a file '0.blocks\\n'", _entry(1, "0.blocks\n")),
+    ("negative bytes", "has -4 bytes", _entry(3, -4)),
+    ("half a number", "has 39 bytes", _entry(3, 39)),
+    ("a block of 10^4000 bytes", "bytes", _entry(3, 4 * 10**4000)),
+    ("a block behind nothing", "begins at byte 8 instead of 0", _entry(2, 8)),
+    ("two blocks of a key", "block 1 'now/rows/0' occurs twice", _item("blocks", [ROW, ROW])),
+    ("no SHA-256", "has the SHA-256 'ab'", _entry(4, "ab")),
+]
+SHARDS = [
+    ("a larger block", "0.blocks: is damaged: it has 40 bytes instead of 44", _entry(3, 44)),
+    ("a block of 2^60 bytes", "0.blocks: is damaged: it has 40 bytes instead of 115", _entry(3, 1 << 60)),
+    ("a missing file", "1.blocks: is missing", _instead("1.blocks", lambda path: None)),
+    ("a file that is a pipe", "1.blocks: is no regular file", _instead("1.blocks", os.mkfifo)),
+    ("a link to zeros", "is a link", _instead("1.blocks", lambda path: path.symlink_to("/dev/zero"))),
+    ("half a file", "it has 20 bytes", _instead("1.blocks", lambda path: path.write_bytes(bytes(20)))),
+    ("a file and a half", "it has 60 bytes", _instead("1.blocks", lambda path: path.write_bytes(bytes(60)))),
+]
+OTHER = ("other data", "is of other data", _checkpoint(_nothing))
+CHECKPOINTS = [Case(f"checkpoint: {name}", ("info", "saved"), sentence, 1, make) for name, sentence, make in MANIFESTS]
+CHECKPOINTS[0] = Case(CHECKPOINTS[0].name, ("info", CHECKPOINT), *MANIFESTS[0][1:2], 1, MANIFESTS[0][2])
+CHECKPOINTS += [
+    Case(f"checkpoint: {name}", ("verify", "saved"), f"not sound: {CHECKPOINT}", 1, make)
+    for name, make in (
+        *((name, make) for name, _, make in SHARDS),
+        ("other content", _instead("1.blocks", lambda path: path.write_bytes(b"x" * 40))),
+    )
+]
+CHECKPOINTS += [
+    Case("checkpoint: an empty folder", ("verify", "folder"), "not sound: folder", 1),
+    Case("checkpoint: an empty folder for info", ("info", "folder"), "folder: is a folder without a checkpoint", 1),
+]
+RESUMED = [
+    Case(f"resuming: {name}", ("train", "ratings.h5", "-o", "new.h5", "--resume", CHECKPOINT), sentence, code, make)
+    for code, cases in ((1, MANIFESTS), (1, SHARDS), (2, [OTHER]))
+    for name, sentence, make in cases
+]
+
 TRAIN = ("train", "ratings.h5", "-o", "new.h5")
 SETTINGS = [
     Case(f"configuration: {name}", (*TRAIN, "--config", "bad.toml"), sentence, 2, _written(content, "bad.toml"))
@@ -532,4 +662,4 @@ OPTIONS = [
     ),
 ]
 
-CASES = [*TEXT, *PARQUET, *MATRICES, *BLOCKED, *MODELS, *SETTINGS, *OPTIONS]
+CASES = [*TEXT, *PARQUET, *MATRICES, *BLOCKED, *MODELS, *CHECKPOINTS, *SETTINGS, *OPTIONS]

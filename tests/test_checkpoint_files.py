@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import math
 import os
 import resource
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,11 @@ import pytest
 import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from malformed import CHECKPOINT, MANIFESTS, SHARDS
 
+from mfpar.cli.main import main
 from mfpar.errors import ConfigError, FormatError, RankLostError, StorageError
+from mfpar.integrity.verify import verify
 from mfpar.parallel.comm import Serial
 from mfpar.recovery import lock, manifest, writer
 from mfpar.recovery.checkpoints import Checkpoints
@@ -177,7 +182,7 @@ def test_nothing_to_go_on_from(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file: can't be read: Not a directory"):
         load(tmp_path / "file", {}, 2)
-    with pytest.raises(FormatError, match=r"manifest.json: is missing"):
+    with pytest.raises(FormatError, match=r"is no whole checkpoint: it has no manifest.json"):
         load(tmp_path / "epoch-00000001-step-00000000-01234567", {}, 2)
 
 
@@ -398,6 +403,7 @@ def test_a_folder_that_can_not_be(tmp_path, where):
 HOLDER = """
 import sys, time
 from pathlib import Path
+from mfpar.integrity.verify import verify
 from mfpar.parallel.comm import Serial
 from mfpar.recovery.checkpoints import Checkpoints
 identity = {"data_checksum": "", "model": {}, "train": {}}
@@ -535,3 +541,57 @@ def test_a_cut_that_does_not_fit_counts_as_damage(tmp_path):
         more = len(other) > 1
         assert bool(newest(tmp_path, Serial(), IDENTITY, 9, lambda _, o=other: o.items(), warnings.append)) != more
         assert len(warnings) == 2 * more
+
+
+def test_verify_names_all_that_is_damaged(tmp_path, capsys, monkeypatch):
+    blocks = made([100, 2000, 0, 30])
+    (old, new), _ = save(tmp_path, blocks, cut_of(1), cut_of(2, 1), ranks=2)
+    monkeypatch.setattr("mfpar.integrity.checkpoint.PIECE", 1000)
+    assert main(["verify", str(tmp_path), str(old)]) == 0
+    assert f"{new}: sound checkpoint: 4 blocks, 2 files; 5 parts, 8.32K in" in capsys.readouterr().out
+    for file in new.glob("*.blocks"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        content[0] ^= 128
+        file.write_bytes(content + b"more" * (file.name == "0.blocks"))
+    assert main(["verify", str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr()
+    first, second = map(json.loads, said.out.splitlines())
+    assert (first["path"], first["sound"], second["path"], second["sound"]) == (str(new), False, str(old), True)
+    assert first["damage"][0].startswith("0.blocks: is damaged: it has ")
+    assert sum("does not match its checksum" in text for text in first["damage"]) == 3
+    assert f"not sound: {new};" in said.err
+
+
+def test_verify_of_a_large_checkpoint_takes_little_memory(tmp_path):
+    (path,), _ = save(tmp_path, made([5 << 20, 4 << 20]), cut_of(1))
+    tracemalloc.start()
+    assert verify(path).sound
+    assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    tracemalloc.stop()
+
+
+def test_info(tmp_path, capsys):
+    save(tmp_path, made([100, 20]), cut_of(1), cut_of(2, 1), ranks=2)
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["epoch"], facts["step"], facts["bytes"]) == ("checkpoint", 2, 1, 480)
+    assert main(["info", facts["path"]]) == 0
+    said = capsys.readouterr().out
+    assert "factors 3, epochs 9, seed 1, threads 2" in said
+
+
+@pytest.mark.parametrize(("name", "sentence", "make"), [*MANIFESTS, *SHARDS])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_malformed_checkpoints_are_not_gone_on_from(tmp_path, monkeypatch, name, sentence, make, ranks):
+    monkeypatch.chdir(tmp_path)
+    make()
+    like = {key: np.zeros(10, np.float32) for key in ("now/rows/0", "now/cols/0")}
+    identity = {"data_checksum": "ab", "model": {"factors": 4}, "train": {"seed": 0}}
+    with pytest.raises(FormatError) as caught:
+        load(Path(CHECKPOINT), like, ranks, identity=identity)
+    assert sentence in str(caught.value), name
+    found, _, warnings = load(Path("saved"), like, ranks, identity=identity)
+    assert found is None
+    assert all(sentence in warning and "\n" not in warning and len(warning) < 400 for warning in warnings)
+    assert len(warnings) == (name != "without manifest")

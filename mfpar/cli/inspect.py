@@ -12,8 +12,10 @@ from mfpar.settings import size
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verbs."""
-    info = verbs.add_parser("info", help="show what a blocked file or a model holds")
-    info.add_argument("file", metavar="FILE", help="a blocked file or a model")
+    info = verbs.add_parser("info", help="show what a blocked file, a model or a checkpoint holds")
+    info.add_argument(
+        "file", metavar="FILE", help="a blocked file, a model, a checkpoint, or a folder of these, of which the newest"
+    )
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=run_info)
     evaluate = verbs.add_parser("evaluate", help="measure a model on held-out ratings", description=_TEXT)
@@ -75,11 +77,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a file of either kind holds, as plain JSON values."""
+    """What a file or a checkpoint holds, as plain JSON values."""
     from mfpar.blockfile import BlockedFile
     from mfpar.formats import format_of
     from mfpar.model.opening import FORMAT
 
+    if path.is_dir():
+        return _describe_checkpoint(path)
     if format_of(path) == FORMAT:
         return _describe_model(path)
     with BlockedFile(path) as file:
@@ -131,6 +135,28 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "config": model.config,
         "versions": model.versions,
         "curve": model.curve,
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, or the newest of a folder."""
+    from mfpar.errors import FormatError
+    from mfpar.recovery.manifest import checkpoints_in, is_checkpoint, read_manifest
+
+    found = [path] if is_checkpoint(path) else checkpoints_in(path)
+    if not found:
+        raise FormatError(f"{path}: is a folder without a checkpoint")
+    manifest = read_manifest(found[0])
+    return {
+        "kind": "checkpoint",
+        "path": str(found[0]),
+        "epoch": manifest.cut["epoch"],
+        "step": manifest.cut["step"],
+        "blocks": len(manifest.blocks),
+        "files": len(manifest.files),
+        "bytes": sum(manifest.files.values()),
+        "data_checksum": manifest.identity["data_checksum"],
+        "config": {part: manifest.identity[part] for part in ("model", "train")},
     }
 
 

@@ -17,18 +17,20 @@ SHOWN = 20  # damaged parts of a file that are named
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
-    parser = verbs.add_parser("verify", help="check blocked files and models against their checksums")
-    parser.add_argument("files", metavar="FILE", nargs="+", help="blocked files or models")
+    parser = verbs.add_parser("verify", help="check files against their checksums")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="blocked files, models, checkpoints, or folders of these"
+    )
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each file")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the verb."""
-    from mfpar.integrity.verify import verify
+    from mfpar.integrity.verify import checkpoints_or_itself, verify
 
     damaged = []
-    for name in args.files:
+    for name in (one for named in args.files for one in checkpoints_or_itself(named)):
         started = time.perf_counter()
         found = verify(name)
         seconds = time.perf_counter() - started

@@ -18,10 +18,10 @@ PIECE = 4 << 20  # bytes of all arrays together that are read at a time
 
 @dataclass
 class Findings:
-    """Of one file. `sound` is the verdict."""
+    """Of one file, or one checkpoint. `sound` is the verdict."""
 
     path: Path
-    kind: str = ""  # "blocked ratings" or "model"
+    kind: str = ""  # "blocked ratings", "model" or "checkpoint"
     parts: int = 0  # blocks and tables that were compared
     bytes: int = 0  # that were read for it
     counts: dict[str, int] = field(default_factory=dict)  # what the file holds, by name
@@ -44,7 +44,7 @@ class Findings:
 
     def note(self, error: MfparError) -> None:
         """Add an error to the damage."""
-        self.damage.append(str(error).removeprefix(f"{self.path}: "))
+        self.damage.append(str(error).removeprefix(f"{self.path}: ").removeprefix(f"{self.path}/"))
 
     def pieces(self, group: Any, names: tuple[str, ...], first: int, last: int) -> Iterator[list[np.ndarray]]:
         """Read the rows first … last − 1 of several datasets of an HDF5 group together, a bounded piece at a time."""

@@ -118,6 +118,8 @@ def read_manifest(path: Path) -> Manifest:
         It can't be read.
     """
     target = path / MANIFEST
+    if not os.path.lexists(target):
+        raise FormatError(f"{path}: is no whole checkpoint: it has no {MANIFEST}")
     with open_plain(target) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MOST:
