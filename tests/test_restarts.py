@@ -2,13 +2,13 @@
 
 import json
 import os
-import sys
+import shutil
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from hosts import OPEN_MPI
+from hosts import BIN, OPEN_MPI
 from planted import Planted, plant
 
 from mfpar.api import load
@@ -97,9 +97,10 @@ def test_without_a_restart_left_it_says_what_has_happened(data, run_cli, tmp_pat
     assert not (tmp_path / "model.h5").exists()
 
 
-@pytest.mark.skipif(not OPEN_MPI, reason="names the network as Open MPI has it")
+@pytest.mark.skipif(not OPEN_MPI, reason="the example is one of Open MPI")
 @pytest.mark.parametrize("fate", ["cut_off", "destroy"])
 def test_a_lost_host_is_done_without(data, fingerprint, make_hosts, tmp_path, fate):
+    """The example's job, started on the login node."""
     hosts = make_hosts(3)
     happened = tmp_path / "happened"
 
@@ -109,15 +110,16 @@ def test_a_lost_host_is_done_without(data, fingerprint, make_hosts, tmp_path, fa
             time.sleep(0.05)
         getattr(hosts, fate)("mfpar1")
 
-    network = {"OMPI_MCA_btl": "self,sm,tcp", "OMPI_MCA_btl_tcp_if_include": "eth0", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [
-        sys.executable, "-m", "mfpar", "train", data.path, "-o", tmp_path / "model.h5", *SETTINGS,
-        "--hosts", "mfpar0:1,mfpar1:1,mfpar2:1", "--restarts", 1, "--hang-timeout", 5, "--progress", "json",
-    ]  # fmt: skip
+    shutil.copy(data.path, tmp_path / "ratings.h5")
+    settings = {
+        "HOSTS": ",".join(f"{name}:1" for name in hosts.names), "THREADS": "1", "NETWORK": "10.77.0.0/24",
+        "BIN": str(BIN), "SHARED": str(tmp_path),
+    }  # fmt: skip
+    example = Path(__file__).parents[1] / "examples" / "supervised.sh"
+    command = ["bash", str(example), *map(str, SETTINGS), "--hang-timeout", "5", "--progress", "json"]
     striking = threading.Thread(target=strike)
     striking.start()
-    environment = sabotage(tmp_path, 2, "time.sleep(1)") | network
-    done = hosts.run_on_login([*map(str, command)], SOON, environment)
+    done = hosts.run_on_login(command, SOON, sabotage(tmp_path, 2, "time.sleep(1)") | settings)
     striking.join()
     assert done.returncode == 0, done.stdout + done.stderr
     assert load(tmp_path / "model.h5").fingerprint == fingerprint

@@ -26,6 +26,7 @@ def train_on_ranks(
     safety: SafetyConfig | None = None,
     log: str | Path | None = None,
     trace: str | Path | None = None,
+    debug_log: str | Path | None = None,
     force: bool = False,
 ) -> None:
     """`train_file` on ranks that mpirun starts, which is started again where that can help. Local.
@@ -36,6 +37,7 @@ def train_on_ranks(
     listen : called with each event; {"kind": "restart", …} is told before each start but the first
     hosts : where to start ranks, as "alpha:2,beta:2": names, with how many ranks each gets
     restarts : how often the job may be started again, on the hosts that answer
+    debug_log : folder for a log of each rank
 
     Raises
     ------
@@ -63,7 +65,8 @@ def train_on_ranks(
         how = safety.having(resume="auto") if resume else safety
         options = ["train", str(path), "--output", str(output), "--progress", "json"]
         options += [*model.as_options(), *train.as_options(), *how.as_options()]
-        options += ["--log", str(log)] * (log is not None) + ["--trace", str(trace)] * (trace is not None)
+        files = {"--log": log, "--trace": trace, "--debug-log": debug_log}
+        options += [word for name, place in files.items() if place is not None for word in (name, str(place))]
         return options + ["--force"] * (force or again)  # what was there before was refused before the first start
 
     supervisor = Supervisor(

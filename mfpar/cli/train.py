@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     model, train, safety = (settings_of(args, kind, config[name]) for name, kind in TABLES.items())
     options: dict[str, Any] = {"log": args.log, "trace": args.trace, "force": args.force}
     if args.ranks is not None or args.hosts is not None:
-        where = {"hosts": args.hosts, "restarts": args.restarts, "safety": safety}
+        where = {"hosts": args.hosts, "restarts": args.restarts, "safety": safety, "debug_log": args.debug_log}
         with display(args.progress, train.epochs) as show:
             api.train_on_ranks(args.file, args.output, model, train, args.ranks, show, **where, **options)
         return

@@ -20,7 +20,8 @@ from mfpar.atomic import storage_errors
 from mfpar.parallel.processes import Process
 
 PERIOD = 1.0  # seconds between beats
-ENDING, ORDER = ".beat", "supervisor"
+ENDING, ORDER, TICKS = ".beat", "supervisor", ("tick", "tock")
+SIZE = 1000  # bytes of such a file
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,8 @@ class Beat:
     used: float
 
     def write(self, path: Path) -> None:
-        """Write it over the one before; a file that is read at the same moment may be torn."""
-        descriptor = os.open(path, os.O_WRONLY | (0 if self.count else os.O_CREAT | os.O_EXCL), 0o600)
-        try:
-            os.pwrite(descriptor, json.dumps(asdict(self)).ljust(1000).encode(), 0)
-        finally:
-            os.close(descriptor)  # a file system of several machines shows it to the others now
+        """Write it over the one before; only the first creates the file."""
+        _write(path, asdict(self), new=not self.count)
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -147,12 +144,24 @@ class RunFolder:
                 self._tell()
 
     def _tell(self) -> None:
-        # A change of the folder itself lets NFS notice what others have changed in it.
-        self._count += 1
-        temporary = self.path / f"{ORDER}.new"
         order = Order(Process.own(), self._count, self._limit, self._stop.is_set())
-        temporary.write_text(json.dumps(asdict(order)))
-        temporary.replace(self.path / ORDER)
+        _write(self.path / ORDER, asdict(order), new=not self._count)
+        # A change of the folder itself lets NFS notice what others have changed in it.
+        names = [self.path / TICKS[(self._count + shift) % 2] for shift in (0, 1)]
+        if self._count:
+            names[1].rename(names[0])
+        else:
+            names[0].touch()
+        self._count += 1
+
+
+def _write(path: Path, content: dict[str, Any], new: bool) -> None:
+    """Write over what is there, which takes no room of a disk that is full; what is read meanwhile may be torn."""
+    descriptor = os.open(path, os.O_WRONLY | (os.O_CREAT if new else 0), 0o600)
+    try:
+        os.pwrite(descriptor, json.dumps(content).ljust(SIZE).encode(), 0)
+    finally:
+        os.close(descriptor)  # now a file system of several machines shows it to the others
 
 
 def _read(path: Path) -> dict[str, Any]:
