@@ -15,8 +15,8 @@ OTHERS := $(VENV)-peers
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint bench bench-kernels bench-epoch bench-scaling bench-peers bench-data-parallel \
-	fuzz bench-convert bench-accuracy bench-ranking bench-scaling-model \
-	bench-memory bench-nodes clean
+	chaos fuzz bench-convert bench-accuracy bench-ranking bench-scaling-model \
+	bench-memory bench-nodes bench-recovery clean
 # Benchmarks that share the machine measure each other.
 .NOTPARALLEL:
 
@@ -48,6 +48,9 @@ test: lint ## lint, types, serial tests, tests under MPI ranks, doctests, and wh
 fuzz: $(INSTALLED) ## damaged HDF5 files, 10,000 of them: the right answer or one sentence (some minutes)
 	$(BIN)/python tests/fuzz.py --files $(or $(FILES),10000) --seed $(or $(SEED),0)
 
+chaos: $(INSTALLED) ## runs that are killed, stopped and signalled, RUNS=120 of them, SEED=0: the right model, nothing lost (20 minutes)
+	$(BIN)/python tests/chaos.py --runs $(or $(RUNS),120) --seed $(or $(SEED),0) --record bench/results/chaos.jsonl
+
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -63,6 +66,7 @@ GROWTH :=
 SPEED :=
 PEERS := --factors 32,64,128
 PARALLEL := --ratings 8_000_000
+RECOVERY := --ratings 8_000_000 --factors 64
 else
 KERNELS := --factors 8,32,128 --all-losses 32 --rounds 20
 EPOCH := --scale 0.125
@@ -71,6 +75,7 @@ GROWTH := --ratings 1_000_000,2_000_000,4_000_000,8_000_000 --factors 8,32,128 -
 SPEED := --ratings 1_000_000 --factors 32
 PEERS := --settings 5
 PARALLEL := --ratings 1_000_000 --columns 10_000,160_000 --epochs 12 --rounds 2
+RECOVERY := --ratings 2_000_000 --factors 32 --rounds 2
 endif
 
 bench-kernels: $(INSTALLED) ## updates/s, GB/s and share of the memory's limit, by loss, optimizer and factors
@@ -101,6 +106,9 @@ bench-memory: $(INSTALLED) ## what ranks planned to take in memory, and took: re
 
 bench-nodes: $(INSTALLED) ## hosts made of namespaces: a model larger than one, waits, plans against runs (root, Linux; 5 minutes)
 	$(BIN)/python bench/nodes.py
+
+bench-recovery: $(INSTALLED) ## seconds from a rank's end to the others' next epoch; what checkpoints and replicas cost
+	$(BIN)/python bench/recovery.py $(RECOVERY)
 
 bench-convert: $(INSTALLED) ## a large CSV to a blocked file under a bound of memory
 	$(BIN)/python bench/convert.py
