@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -15,10 +14,10 @@ import numpy as np
 from mfpar.errors import MfparError
 from mfpar.integrity.verify import verify
 from mfpar.model.opening import open_model
+from mfpar.recovery.manifest import MANIFEST, position
 from mfpar.sharded import shards_shown
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
-MANIFEST = "manifest.json"
 OWN = re.compile(r"(attempt-\d+|right)\.(out|err)|cache|tmp|saved|model\.h5|model\.shards")  # what is there rightly
 OF_MPI = re.compile(r"ompi\.|prte|pmix|openmpi")  # names of a launcher's own in the folder for temporary files
 SLOW = 5.0  # seconds that Open MPI may take to tidy up
@@ -54,7 +53,7 @@ def left_beside(home: Path) -> list[str]:
     ]
     strange += [str(path.relative_to(home)) for path in home.glob("tmp/*") if not OF_MPI.match(path.name)]
     saved = home / "saved"
-    strange += [str(path.relative_to(home)) for path in saved.glob("*") if not (path / MANIFEST).is_file()]
+    strange += [str(path.relative_to(home)) for path in saved.glob("[!.]*") if not (path / MANIFEST).is_file()]
     return [f"left behind: {', '.join(strange)}"] if strange else []
 
 
@@ -102,7 +101,7 @@ class Saved:
     def _whole(self) -> dict[str, str]:
         """Those with a manifest, oldest first."""
         found = {}
-        for manifest in sorted(self._folder.glob(f"*/{MANIFEST}"), key=_cut):
+        for manifest in sorted(self._folder.glob(f"*/{MANIFEST}"), key=lambda path: position(path.parent)):
             with contextlib.suppress(OSError):  # it was removed as one of the old ones
                 files = sorted(path for path in manifest.parent.rglob("*") if path.is_file())
                 digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files))
@@ -117,13 +116,14 @@ class Saved:
     def under_way(self) -> bool:
         """Whether one is being written."""
         with contextlib.suppress(OSError):
-            return any(not os.path.exists(f"{entry.path}/{MANIFEST}") for entry in os.scandir(self._folder))
+            entries = [entry.path for entry in os.scandir(self._folder) if entry.is_dir()]
+            return any(not os.path.exists(f"{path}/{MANIFEST}") for path in entries)
         return False
 
     def newest(self) -> tuple[int, int] | None:
         """Epoch and step of the newest that is whole and was not damaged."""
         sound = [name for name in self._whole() if name not in self._damaged]
-        return _cut(self._folder / sound[-1] / MANIFEST) if sound else None
+        return position(self._folder / sound[-1])[:2] if sound else None
 
     def damage(self, rng: np.random.Generator) -> str | None:
         """Flip a byte of the newest, and return where."""
@@ -149,18 +149,9 @@ class Saved:
         wrong += [
             f"checkpoint {name} was changed" for name, digest in before.items() if now.get(name, digest) != digest
         ]
-        newer = len([name for name in now if name not in before])
+        newer = len([name for name in now if name not in before and name not in self._damaged])
         missing = [name for name in before if name not in now]
         if missing and newer + len(before) - len(missing) < min(self._keep, len(before)):
             wrong.append(f"checkpoints {', '.join(missing)} were lost; there are {', '.join(now) or 'none'}")
         self._known = now
         return wrong
-
-
-def _cut(manifest: Path) -> tuple[int, int]:
-    """Epoch and step of a checkpoint."""
-    try:
-        cut = json.loads(manifest.read_text())["cut"]
-        return int(cut["epoch"]), int(cut["step"])
-    except (OSError, ValueError, KeyError, UnicodeDecodeError):  # removed, or damaged on purpose
-        return -1, -1
