@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import aftermath
@@ -38,9 +39,10 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 LIMIT = 90.0  # seconds of one command, ten times what it takes: whatever runs longer hangs
 HANG_TIMEOUT = 8  # seconds; of runs that compile first, more
-GRACE = 10.0  # seconds after which nothing of a job that has ended may be left
+GRACE = 20.0  # seconds after which nothing of a job that has ended may be left: ranks without an mpirun take 15
 PAUSE = 3.0  # seconds that something stays stopped of which nobody can know
 ATTEMPTS = 6  # commands until the run has to be through
+AGAIN = (("process", 1), ("mpirun", 2), ("mpirun", 3), ("launcher", 4))  # ways and ranks to go on with
 
 
 class Campaign:
@@ -136,11 +138,21 @@ class Campaign:
         if outcome.codes[-1] == 0:
             outcome.wrong += aftermath.wrong_model(home / "model.h5", right)
             outcome.wrong += aftermath.left_beside(home)
-        outcome.wrong += aftermath.left_in_memory(before, excused=outcome.unclean)
+        outcome.wrong += aftermath.left_in_memory(before, outcome.unclean)
         if self._keep:
             shutil.copytree(home, self._keep / f"{plan.number}", symlinks=True)
         shutil.rmtree(home)
         return outcome
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A signal that hit."""
+
+    moment: float  # of `time.monotonic`
+    victim: Process
+    attempt: int  # which command it was, from 0
+    early: bool  # no epoch had been done by that
 
 
 class Run:
@@ -150,8 +162,7 @@ class Run:
         self.campaign, self.plan, self.outcome, self.home = campaign, plan, outcome, home
         self.epochs, self.saved = epochs, aftermath.Saved(home / "saved", plan.keep)
         self.rng = np.random.default_rng([campaign.seed, plan.number, 1])
-        self.struck: list[tuple[float, Process]] = []
-        self.early = True  # when it was struck, no epoch had been done
+        self.strikes: list[Strike] = []
 
     def go(self) -> None:
         """All commands that it takes."""
@@ -164,23 +175,22 @@ class Run:
             mark = f"{os.getpid()}-{plan.number}-{attempt}"
             environment = self.campaign.environment(self.home, plan)
             with Job(line, self.home, f"attempt-{attempt}", mark, environment) as job:
-                again = attempt == 1 and plan.phase == "recovery" and len(self.struck) == 1
                 if attempt == 0:
                     self._strike_in_phase(job)
-                elif again:
+                elif attempt == 1 and plan.phase == "recovery" and len(self.strikes) == 1:
                     time.sleep(plan.delay)
-                    self._strike(job, "rank" if way == "mpirun" else "launcher")
+                    self._strike(job, attempt, "rank")
                 code = job.wait(LIMIT)
                 outcome.codes.append(code)
-                self._look_at(job, attempt, code, again, wanted)
-                wanted = self._to_go_on_from(job, code)
+                self._look_at(job, attempt, way, wanted)
+                wanted = self._to_go_on_from(job, wanted)
             if code == 0:
                 break
             if plan.damage and attempt == 0 and (name := self.saved.damage(self.rng)):
                 wanted = None
                 outcome.struck.append(f"damage of {name}")
-            others = [(way, ranks) for way, ranks in (("process", 1), ("mpirun", 2), ("mpirun", 3), ("launcher", 4))]
-            way, ranks = [(way, count) for way, count in others if count != ranks][int(self.rng.integers(3))]
+            others = [one for one in AGAIN if one[1] != ranks]
+            way, ranks = others[int(self.rng.integers(len(others)))]
         else:
             outcome.wrong.append(f"not through after {ATTEMPTS} commands")
 
@@ -196,13 +206,13 @@ class Run:
             time.sleep(0.0005)
         if plan.damage and plan.way in ("ulfm", "launcher") and (name := self.saved.damage(self.rng)):
             self.outcome.struck.append(f"damage of {name}")
-        self._strike(job, plan.target)
-        if plan.phase == "recovery" and self.struck:
-            first = self.struck[0][0]
+        self._strike(job, 0, plan.target)
+        if plan.phase == "recovery" and self.strikes:
+            first = self.strikes[0].moment
             job.until(lambda: any(job.after(first, "lost", "resume")), plan.delay)
             time.sleep(float(self.rng.uniform(0, 0.3)))
             if job.code is None:
-                self._strike(job, "rank")
+                self._strike(job, 0, "rank")
 
     def _phase_begins(self, job: Job) -> bool:
         """Wait until the phase has begun; whether it has."""
@@ -218,7 +228,7 @@ class Run:
             return False
         return phase != "checkpoint" or job.until(self.saved.under_way, LIMIT)
 
-    def _strike(self, job: Job, role: str) -> None:
+    def _strike(self, job: Job, attempt: int, role: str) -> None:
         """Send the signal to one of this role, or to whoever there is."""
         fault = self.plan.fault
         everybody = [one for one in job.processes() if one.role != "other" and one.state != "T"]
@@ -226,12 +236,12 @@ class Run:
         if not some:
             return
         victim = some[int(self.rng.integers(len(some)))]
-        self.early &= not any(job.after(0, "epoch"))
+        early = job.epoch == 0
         self.saved.remember()
         moment = time.monotonic()
         if not job.signal(victim, SIGNALS[fault]):
             return
-        self.struck.append((moment, victim))
+        self.strikes.append(Strike(moment, victim, attempt, early))
         self.outcome.struck.append(f"{fault} {victim.role}")
         if fault == "interrupt twice":
             time.sleep(float(self.rng.uniform(0, 0.05)))
@@ -242,80 +252,81 @@ class Run:
 
     # -- what came of them
 
-    def _look_at(self, job: Job, attempt: int, code: int | None, again: bool, wanted: tuple[int, int] | None) -> None:
+    def _look_at(self, job: Job, attempt: int, way: str, wanted: tuple[int, int] | None) -> None:
         """Note what a command that has ended, or hangs, has done wrong, and how it went on."""
-        wrong, last = self.outcome.wrong, self.struck[-1][0] if self.struck else None
+        wrong, code, said = self.outcome.wrong, job.code, self._said(attempt)
+        strikes = [one for one in self.strikes if one.attempt == attempt]
         if code is None:
             states = ", ".join(map(str, job.processes()))
-            wrong.append(f"attempt {attempt} hangs after {LIMIT:g} s: {states}; last came {_brief(job)}")
+            wrong.append(f"command {attempt} hangs after {LIMIT:g} s: {states}; last came {_brief(job)}; {said}")
             job.end()
         elif left := job.strays(GRACE):
-            wrong.append(f"attempt {attempt} ended with {code} and left {', '.join(map(str, left))}")
+            wrong.append(f"command {attempt} ended with {code} and left {', '.join(map(str, left))}")
             job.end()
-        allowed = self._allowed(job) if attempt == 0 or again else {0}
+        allowed = self._allowed(job, strikes, way)
         if code is not None and code not in allowed:
-            wrong.append(f"attempt {attempt} ended with {code}, expected {sorted(allowed)}; {self._said(attempt)}")
-        early = attempt == 0 and self.early
-        if not early and ("Traceback" in self._said(attempt) or "internal error" in self._said(attempt)):
-            wrong.append(f"attempt {attempt}: a traceback; {self._said(attempt)}")
-        wrong += [f"attempt {attempt}: {one}" for one in self.saved.lost()]
-        resumed = [event for _, event in job.after(job.started, "resume")]
-        if wanted and attempt and not (resumed and (resumed[0]["epoch"], resumed[0]["step"]) >= wanted):
-            wrong.append(
-                f"attempt {attempt} was to go on from epoch and step {wanted}, not {resumed[:1] or 'from the start'}"
-            )
-        if last is None:
+            wrong.append(f"command {attempt} ended with {code}, expected {sorted(allowed)}; {said}")
+        early = any(one.early for one in strikes)
+        if not early and ("Traceback" in said or "internal error" in said):
+            wrong.append(f"command {attempt}: a traceback; {said}")
+        wrong += [f"command {attempt}: {one}" for one in self.saved.lost()]
+        if wanted and attempt and job.epoch:
+            cuts = [(event["epoch"], event["step"]) for _, event in job.after(job.started, "resume")]
+            if not cuts or cuts[0] < wanted:
+                begun = cuts[0] if cuts else "the start"
+                wrong.append(f"command {attempt} went on from {begun} instead of epoch and step {wanted}")
+        if not self.strikes:
             self.outcome.how = "too late"
-            return
-        if self.outcome.seconds is None and (next_ := self._progress(job, max(last, job.started), attempt)):
-            self.outcome.seconds = next_ - last
-        if code == 0:
-            self.outcome.how = self._how(job, last)
+        elif code == 0:
+            self.outcome.how = self._how(job)
+            self.outcome.seconds = self._seconds(job, attempt)
 
-    def _allowed(self, job: Job) -> set[int]:
-        """Exit codes that the command which was struck may have."""
+    def _allowed(self, job: Job, strikes: list[Strike], way: str) -> set[int]:
+        """Exit codes that a command may have that was struck so."""
         plan = self.plan
-        if not self.struck:
+        if not strikes:
             return {0}
         found: set[int] = {0} if any(job.after(0, "saved")) else set()
-        for _, victim in self.struck:
-            bare = plan.way != "launcher" and victim.role == "mpirun"
+        for one in strikes:
+            bare = way != "launcher" and one.victim.role == "mpirun"
             if plan.fault in SOFT:
                 found |= {75} | ({0} if plan.phase not in MIDST else set())
                 if bare and plan.fault != "user":
                     found |= {0, 1, 130, 137, 143}  # mpirun kills the ranks before they are done
-                if plan.fault == "interrupt twice":
+                if plan.fault == "interrupt twice" or (plan.fault == "interrupt" and len(strikes) > 1):
                     found |= {130}
-                if self.early:
+                if one.early:
                     found |= {1, 130, 138, 143}  # before anybody listens to signals
-                if plan.way == "launcher" and victim.role == "mpirun":
+                if way == "launcher" and one.victim.role == "mpirun":
                     found |= {0}
-            elif plan.fault == "stop" and victim.role in ("launcher", "mpirun"):
+            elif plan.fault == "stop" and one.victim.role in ("launcher", "mpirun"):
                 found |= {0}
-            elif victim.role == "launcher" or bare:
+            elif one.victim.role == "launcher" or bare:
                 found |= {137}
-            elif plan.way == "mpirun" or (plan.way == "launcher" and not plan.restarts):
-                found |= {0, 1, 137} if plan.way == "launcher" else {1, 137}
+            elif way == "launcher":
+                found |= {0} if plan.restarts else {0, 1, 137}
+            elif way == "mpirun":
+                found |= {1, 137}
             else:
-                found |= {0}
-                if plan.way == "ulfm" and (self.early or len(self.struck) >= plan.ranks):
-                    found |= {1, 137}  # there was no MPI yet to survive in, or nobody is left
+                # There may be no MPI yet to survive in, or nobody may be left.
+                found |= {0, 1, 137} if one.early or len(strikes) >= plan.ranks else {0}
         return found
 
-    def _to_go_on_from(self, job: Job, code: int | None) -> tuple[int, int] | None:
+    def _to_go_on_from(self, job: Job, wanted: tuple[int, int] | None) -> tuple[int, int] | None:
         """The least epoch and step that the next command has to begin at."""
         stopped = [(event["epoch"], event["step"]) for _, event in job.after(job.started, "stopped")]
-        return stopped[-1] if code == 75 and stopped else self.saved.newest()
+        return stopped[-1] if job.code == 75 and stopped else self.saved.newest() or wanted
 
-    def _progress(self, job: Job, moment: float, attempt: int) -> float | None:
-        """When it went on after a moment: a step or an epoch was done, or at least the model was saved."""
-        again = [when for when, _ in job.after(moment, "lost", "resume", "run")]
-        back = again[-1] if again and attempt == 0 else moment
+    def _seconds(self, job: Job, attempt: int) -> float | None:
+        """From the last strike until the run went on: an epoch was done, or at least the model was saved."""
+        last = self.strikes[-1]
+        again = [when for when, _ in job.after(last.moment, "lost", "resume", "run")] if attempt == last.attempt else []
+        back = again[-1] if again else max(last.moment, job.started)
         found = [when for when, _ in job.after(back, "epoch")] or [when for when, _ in job.after(back, "saved")]
-        return min(found, default=None)
+        return min(found) - last.moment if found else None
 
-    def _how(self, job: Job, last: float) -> str:
-        first = self.struck[0][0]
+    def _how(self, job: Job) -> str:
+        first = self.strikes[0].moment
         if len(self.outcome.codes) > 1:
             return "stopped" if self.outcome.codes[0] == 75 else "resumed"
         if any(job.after(first, "restart")):
@@ -349,6 +360,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="*", help="the runs of these numbers")
+    parser.add_argument("--ways", help="only runs that are started so, of " + ",".join(WAYS))
     parser.add_argument("--minutes", type=float, default=20.0, help="no run starts later")
     parser.add_argument("--record", type=Path, help="file that gets a line of JSON for each run")
     parser.add_argument("--keep", type=Path, help="leave in this folder what the runs wrote")
@@ -359,14 +371,17 @@ def main() -> int:
         if args.record:
             args.record.parent.mkdir(parents=True, exist_ok=True)
         record = closing.enter_context(args.record.open("w")) if args.record else None
-        for number in args.only or range(args.runs):
+        plans = (plan_of(args.seed, number, going.ways) for number in args.only or range(args.runs))
+        for plan in plans:
+            if args.ways and plan.way not in args.ways.split(","):
+                continue
             if time.monotonic() - begun > 60 * args.minutes:
                 print(f"{args.minutes:g} minutes are over: {len(outcomes)} of {args.runs} runs were made")
                 break
-            outcomes.append(one := going.run(plan_of(args.seed, number, going.ways)))
+            outcomes.append(one := going.run(plan))
             print(one, flush=True)
             for wrong in one.wrong:
-                print(f"      WRONG: {wrong}\n      again: --seed {args.seed} --only {number}", flush=True)
+                print(f"      WRONG: {wrong}\n      again: --seed {args.seed} --only {plan.number}", flush=True)
             if record:
                 print(json.dumps({"seed": args.seed, **one.as_dict()}), file=record, flush=True)
     print(table(outcomes))

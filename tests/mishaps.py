@@ -130,8 +130,8 @@ class Outcome:
 
     @property
     def unclean(self) -> bool:
-        """Nobody was there to tidy up after Open MPI: mpirun itself was killed, or all that hung."""
-        return None in self.codes or any(hit in ("kill mpirun", "kill launcher") for hit in self.struck)
+        """Processes ended with no chance to tidy up, so that Open MPI's own files may be left."""
+        return None in self.codes or any(hit.startswith(("kill", "stop")) for hit in self.struck)
 
     def __str__(self) -> str:
         one = self.plan
