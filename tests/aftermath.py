@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from victims import SHARED_MEMORY
 
 from mfpar.errors import MfparError
 from mfpar.integrity.verify import verify
@@ -17,7 +18,6 @@ from mfpar.model.opening import open_model
 from mfpar.recovery.manifest import MANIFEST, position
 from mfpar.sharded import shards_shown
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
 OWN = re.compile(r"(attempt-\d+|right)\.(out|err)|cache|tmp|saved|model\.h5|model\.shards")  # what is there rightly
 OF_MPI = re.compile(r"ompi\.|prte|pmix|openmpi")  # names of a launcher's own in the folder for temporary files
 SLOW = 5.0  # seconds that Open MPI may take to tidy up
@@ -57,33 +57,19 @@ def left_beside(home: Path) -> list[str]:
     return [f"left behind: {', '.join(strange)}"] if strange else []
 
 
-def shared_memory() -> set[str]:
-    """Names in the folder for shared memory."""
-    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
-
-
-def left_in_memory(before: set[str], unclean: bool) -> list[str]:
-    """What is left in shared memory, and no process uses; it is removed.
+def left_in_memory(used: set[str], unclean: bool) -> list[str]:
+    """What is left in shared memory of what a run has used; it is removed.
 
     `unclean`: Open MPI's own files are no wonder, under an mpirun that nobody but Open MPI could tidy up after.
     """
     end = time.monotonic() + SLOW
-    while (left := _unused(shared_memory() - before)) and time.monotonic() < end:
+    while (left := {name for name in used if (SHARED_MEMORY / name).exists()}) and time.monotonic() < end:
         time.sleep(0.1)
     for name in left:
         shutil.rmtree(SHARED_MEMORY / name, ignore_errors=True)
         (SHARED_MEMORY / name).unlink(missing_ok=True)
     left = {name for name in left if not (unclean and name.startswith("sm_segment."))}
     return [f"left in {SHARED_MEMORY}: {', '.join(sorted(left))}"] if left else []
-
-
-def _unused(names: set[str]) -> set[str]:
-    """Those that no process maps: another program's are its affair."""
-    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
-        with contextlib.suppress(OSError):
-            text = maps.read_text()
-            names = {name for name in names if f"{SHARED_MEMORY}/{name}" not in text}
-    return names
 
 
 class Saved:

@@ -133,12 +133,12 @@ class Campaign:
         home = self.folder / f"{plan.number}"
         (home / "tmp").mkdir(parents=True)
         outcome = Outcome(plan)
-        before = aftermath.shared_memory()
-        Run(self, plan, outcome, home, epochs).go()
+        run = Run(self, plan, outcome, home, epochs)
+        run.go()
         if outcome.codes[-1] == 0:
             outcome.wrong += aftermath.wrong_model(home / "model.h5", right)
             outcome.wrong += aftermath.left_beside(home)
-        outcome.wrong += aftermath.left_in_memory(before, outcome.unclean)
+        outcome.wrong += aftermath.left_in_memory(run.shared, outcome.unclean)
         if self._keep:
             shutil.copytree(home, self._keep / f"{plan.number}", symlinks=True)
         shutil.rmtree(home)
@@ -163,6 +163,7 @@ class Run:
         self.epochs, self.saved = epochs, aftermath.Saved(home / "saved", plan.keep)
         self.rng = np.random.default_rng([campaign.seed, plan.number, 1])
         self.strikes: list[Strike] = []
+        self.shared: set[str] = set()
 
     def go(self) -> None:
         """All commands that it takes."""
@@ -184,6 +185,7 @@ class Run:
                 outcome.codes.append(code)
                 self._look_at(job, attempt, way, wanted)
                 wanted = self._to_go_on_from(job, wanted)
+            self.shared |= job.shared
             if code == 0:
                 break
             if plan.damage and attempt == 0 and (name := self.saved.damage(self.rng)):

@@ -7,6 +7,7 @@ parent dies, and no process of anybody else is ever touched.
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 MARK = "MFPAR_CHAOS"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
+LOOK = 0.25  # seconds between two looks at what shared memory a job uses
 MPIRUN = {"mpirun", "mpiexec", "prterun", "prte"}
 GLANCE = 0.002  # seconds between two looks
 Event = dict[str, Any]
@@ -55,10 +58,13 @@ class Job:
     events : list of (seconds, event)
         As they came; seconds are those of `time.monotonic`.
     started : float
+    shared : set of str
+        Names in the folder for shared memory that its processes were seen to use.
     """
 
     def __init__(self, command: list[str], folder: Path, name: str, mark: str, environment: dict[str, str]):
         self.mark, self.started, self.events = mark, time.monotonic(), list[tuple[float, Event]]()
+        self.shared = set[str]()
         self._errors = (folder / f"{name}.err").open("wb")
         self._process = subprocess.Popen(
             command,
@@ -71,6 +77,9 @@ class Job:
         )
         self._reader = threading.Thread(target=self._follow, args=(folder / f"{name}.out",), daemon=True)
         self._reader.start()
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
 
     def _follow(self, path: Path) -> None:
         assert self._process.stdout
@@ -83,6 +92,15 @@ class Job:
                     event = json.loads(line)
                     if isinstance(event, dict) and "kind" in event:
                         self.events.append((now, event))
+
+    def _watch(self) -> None:
+        pattern = re.compile(rf"{SHARED_MEMORY}/([^/\s\0]+)")
+        while not self._over.wait(LOOK):
+            for process in self.processes():
+                with contextlib.suppress(OSError):  # it has ended
+                    home = Path(f"/proc/{process.number}")
+                    text = (home / "maps").read_text() + (home / "environ").read_bytes().decode(errors="replace")
+                    self.shared |= set(pattern.findall(text))
 
     @property
     def code(self) -> int | None:
@@ -154,6 +172,8 @@ class Job:
 
     def end(self) -> None:
         """Kill whatever is left of it."""
+        self._over.set()
+        self._watcher.join()
         while left := self.processes():
             for process in left:
                 self.signal(process, signal.SIGKILL)
