@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mfpar.errors import OutputExistsError, StorageError
+from mfpar.leftovers import held, remove_abandoned
 
 
 def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -50,16 +52,19 @@ def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> Non
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; on success it takes the place of `path`, otherwise it is removed.
+    """A temporary file beside `path` to write to; on success it takes the place of `path`, otherwise it is removed.
+
+    What killed runs have left, that wrote to the same path, goes first.
 
     Raises
     ------
     StorageError
         Writing failed: disk full, no permission, folder gone. What stood at `path` before still stands there.
     """
+    remove_abandoned(path.parent, f".{glob.escape(path.name)}.*.tmp")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with storage_errors(path):
+        with storage_errors(path), held(temporary):
             yield temporary
             sync(temporary)
             os.replace(temporary, path)
