@@ -1,12 +1,12 @@
-"""Damaged HDF5 files, many of them: each is used as a user would, and has to give the right answer or one sentence.
+"""Damaged files, many of them: each is used as a user would, and has to give the right answer or one sentence.
 
     python tests/fuzz.py --files 2000 --seed 0
 
-makes good blocked files and models (in one file, and in shards), damages copies of them at random (bits of up to 16
-bytes flipped, the end cut off, a range made zero), and has a worker process use each: a blocked file is described and
-trained on for an epoch, a model loaded, asked for predictions, and verified. The worker has a bound of memory and of
-time; one that dies is replaced. Prints what became of how many, and how to see each that should not be: exit code 1 if
-there is any.
+makes good blocked files and models (in one file, and in shards) and checkpoints, damages copies of them at random (bits
+of up to 16 bytes flipped, the end cut off, a range made zero), and has a worker process use each: a blocked file is
+described and trained on for an epoch, a model loaded, asked for predictions, and verified, a checkpoint gone on from
+and verified. The worker has a bound of memory and of time; one that dies is replaced. Prints what became of how many,
+and how to see each that should not be: exit code 1 if there is any.
 File number I of a seed depends on both alone: `--seed S --only I` shows it again, `--keep FOLDER` leaves it there.
 """
 
@@ -35,15 +35,20 @@ from mfpar import api
 from mfpar.blockfile import BlockedFile
 from mfpar.cli.inspect import describe
 from mfpar.config import ModelConfig, TrainConfig
-from mfpar.errors import MfparError
+from mfpar.errors import FormatError, MfparError
+from mfpar.integrity.verify import verify
 from mfpar.model.opening import open_model
 from mfpar.parallel.comm import Serial
+from mfpar.recovery.checkpoints import Checkpoints
+from mfpar.recovery.manifest import checkpoints_in
+from mfpar.recovery.reading import newest
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 20.0  # a good file takes a twentieth of one
 MEMORY = 256 << 20  # bytes of address space beyond what using the good files took; they are a few MB long
 GOOD = {"right", "error"}  # what may become of a file
-KINDS = ("blocked", "weighted", "text", "model", "model of shards", "blocked of shards")
+KINDS = ("blocked", "weighted", "text", "model", "model of shards", "blocked of shards", "checkpoint")
+IDENTITY = {"data_checksum": "ab", "model": {"factors": 4}, "train": {"seed": 0}}
 MODEL, RUN = ModelConfig(factors=4), TrainConfig(epochs=1)
 
 
@@ -64,7 +69,7 @@ def originals(folder: Path) -> dict[str, Path]:
     for kind in KINDS:
         home = folder / kind.replace(" ", "-")
         home.mkdir()
-        paths[kind] = home / "file.h5"
+        paths[kind] = home / ("saved" if kind == "checkpoint" else "file.h5")
     size = {"rows": 30, "cols": 20, "count": 300, "grid": 3, "test": 40, "unknown": 6}
     plain = plant(paths["blocked"], **size)
     plant(paths["weighted"], **size, weighted=True)
@@ -80,7 +85,23 @@ def originals(folder: Path) -> dict[str, Path]:
     source.write_text("user,item,rating\n" + "".join(lines))
     simulated.run(2, lambda comm: api.convert_file(source, paths["blocked of shards"], comm, grid=3, test_fraction=0.1))
     source.unlink()
+    for epoch in (1, 2):
+        simulated.run(3, lambda comm, epoch=epoch: keep_state(paths["checkpoint"], comm, epoch))
+    (paths["checkpoint"] / ".lock").unlink()  # says nothing that matters
     return paths
+
+
+def state(epoch: int) -> dict[str, np.ndarray]:
+    """The blocks of a run after an epoch."""
+    rng = np.random.default_rng(epoch)
+    return {f"now/rows/{i}": rng.normal(size=size).astype(np.float32) for i, size in enumerate((80, 0, 400, 33, 7))}
+
+
+def keep_state(folder: Path, comm: Any, epoch: int) -> None:
+    """Write a checkpoint of it."""
+    with Checkpoints(folder, comm, IDENTITY, 2, print) as checkpoints:
+        checkpoints.begin({"epoch": epoch, "step": 0}, list(state(epoch).items())[comm.rank :: comm.size])
+        checkpoints.settle()
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
@@ -106,6 +127,8 @@ def damaged(content: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
 
 def use(path: Path) -> Any:
     """Use a file as a user would; what comes of it, comparable by ==."""
+    if path.is_dir():
+        return go_on(path)
     facts = {name: value for name, value in describe(path).items() if name not in ("path", "data", "versions", "curve")}
     if facts["kind"] == "model":
         model = open_model(path)
@@ -124,6 +147,22 @@ def use(path: Path) -> Any:
         return repr((facts, fingerprint, trained.curve[0]["test"], ids, tables))
     finally:
         output.unlink(missing_ok=True)
+
+
+def go_on(folder: Path) -> str:
+    """Go on from the newest checkpoint that is whole; what it is of. An error if any is damaged."""
+    blocks, warnings = {key: np.ones_like(block) for key, block in state(0).items()}, list[str]()
+    found = newest(folder, Serial(), IDENTITY, 9, lambda cut: blocks.items(), warnings.append)
+    wanted = state(found.cut["epoch"]) if found else {}
+    if any(blocks[key].tobytes() != block.tobytes() for key, block in wanted.items()):
+        return "other blocks than were written"
+    checks = [verify(path) for path in checkpoints_in(folder)]
+    if checks[0].sound == bool(warnings):
+        return "verify does not agree"
+    for check in checks:
+        if not check.sound:
+            raise FormatError(check.damage[0])
+    return repr((found and found.cut, describe(folder)["epoch"]))
 
 
 def work() -> None:
@@ -207,12 +246,12 @@ def fuzz(numbers: range | list[int], seed: int, keep: Path | None = None) -> Ite
             kind = KINDS[int(rng.integers(len(KINDS)))]
             home = place / f"{number}"
             shutil.copytree(good[kind].parent, home)
-            files = sorted(path for path in home.rglob("*.h5") if path.is_file())
+            files = sorted(path for path in home.rglob("*") if path.is_file() and path.stat().st_size)
             victim = files[int(rng.integers(len(files)))]
             content, damage = damaged(victim.read_bytes(), rng)
             victim.write_bytes(content)
             outcome = Outcome(
-                number, kind, f"{victim.relative_to(home)}: {damage}", *worker.ask(kind, home / "file.h5")
+                number, kind, f"{victim.relative_to(home)}: {damage}", *worker.ask(kind, home / good[kind].name)
             )
             if outcome.outcome in ("hang", "crash"):
                 worker.__exit__()
