@@ -595,3 +595,26 @@ def test_malformed_checkpoints_are_not_gone_on_from(tmp_path, monkeypatch, name,
     assert found is None
     assert all(sentence in warning and "\n" not in warning and len(warning) < 400 for warning in warnings)
     assert len(warnings) == (name != "without manifest")
+
+
+@pytest.mark.parallel(nprocs=3)
+def test_processes_write_and_read(tmp_path):
+    from mpi4py import MPI
+
+    from mfpar.parallel.mpi import Mpi
+
+    comm = Mpi(MPI.COMM_WORLD)
+    blocks, warnings = made(SIZES), []
+    restored = {key: np.full_like(block, 7) for key, block in blocks.items()}
+    with comm.guard():
+        folder = Path(comm.gather(str(tmp_path))[0])
+        with Checkpoints(folder, comm, IDENTITY, 1, warnings.append) as saved:
+            for epoch in (1, 2):
+                saved.begin(cut_of(epoch), share(comm, blocks))
+                path = saved.settle()
+        found = newest(folder, comm, IDENTITY, 9, lambda cut: share(comm, restored), warnings.append)
+        assert comm.gather(str(found.path)) == [str(path)] * 3
+        assert repr(found.cut) == repr(cut_of(2))
+        assert same(dict(share(comm, blocks)), restored)
+        assert checkpoints_in(folder) == [path]
+        assert warnings == []

@@ -137,9 +137,9 @@ class Checkpoints:
             if problem is not None:
                 remove(path)
         problem = self._comm.gather(problem)[0]
-        if writer.problem:  # a thread that is stuck may still be reading
-            self._pieces = Pieces()
         if problem:
+            writer.stop()
+            self._pieces = Pieces()  # a thread that is stuck may still be reading
             self._warn(f"no checkpoint of epoch {self._cut['epoch']}, step {self._cut['step']}: {problem}")
             return None
         return path

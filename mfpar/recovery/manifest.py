@@ -20,9 +20,8 @@ import numpy as np
 from mfpar.atomic import reason, replacing
 from mfpar.errors import FormatError, StorageError
 
-Blocks = Iterable[
-    tuple[str, np.ndarray]
-]  # keys, each with its flat contiguous float32, valid until the next is asked for
+# Keys, each with its flat contiguous float32, which is valid until the next one is asked for.
+Blocks = Iterable[tuple[str, np.ndarray]]
 
 FORMAT, VERSION = "mfpar checkpoint", 1
 MANIFEST = "manifest.json"

@@ -94,9 +94,13 @@ class Writer:
             return f"{self._target}: could not be written: the disk has not answered for {STALLED:.0f} s"
         return self._failure
 
+    def stop(self) -> None:
+        """Have it end with the piece under way, or as soon as the disk answers."""
+        self._given_up.set()
+
     def abandon(self) -> None:
         """Stop, and remove the file and a folder that is empty then; never raises."""
-        self._given_up.set()
+        self.stop()
         if self._thread:
             self._thread.join(STOPPING)
         with contextlib.suppress(OSError):
