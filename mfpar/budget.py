@@ -9,6 +9,7 @@ these figures: a bound on every rank is one on the node.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,9 +37,11 @@ class Needs:
     ratings : where they stay in memory
     buffers : for streaming, and what is needed in passing
     copies : states to go back to, where they stay in memory
+    safety : replicas, and what a checkpoint is written from while training goes on
     streamed : ratings are read from the file in every epoch
     spilled : rows live in a local file
     room : ratings in each of the two buffers that a thread streams through
+    waiting : checkpoints are written while training waits, as there is no memory for a copy
     """
 
     runtime: int
@@ -50,11 +53,14 @@ class Needs:
     streamed: bool = False
     spilled: bool = False
     room: int = 0
+    safety: int = 0
+    waiting: bool = False
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.runtime + self.rows + self.columns + self.ratings + self.buffers + self.copies
+        parts = self.rows, self.columns, self.ratings, self.buffers, self.copies, self.safety
+        return self.runtime + sum(parts)
 
 
 def slots_of(cols: np.ndarray, layout: Layout, held: int) -> list[int]:
@@ -64,6 +70,16 @@ def slots_of(cols: np.ndarray, layout: Layout, held: int) -> list[int]:
     """
     lengths = [layout.floats(int(size)) for size in cols]
     return lengths if held == len(cols) else [max(lengths)] * (held + COMING_IN)
+
+
+def shards_of(rows: np.ndarray, cols: np.ndarray, layout: Layout, ranks: int) -> np.ndarray:
+    """Bytes of what each rank owns between two steps, int64[ranks]: its row-blocks, and any as many column-blocks."""
+    begins, ends = np.array([span(len(rows), ranks, rank) for rank in range(ranks)]).T
+    row_ends, col_ends = (
+        np.cumsum([0, *(4 * layout.floats(int(size)) for size in sizes)]) for sizes in (rows, np.sort(cols)[::-1])
+    )
+    shards: np.ndarray = row_ends[ends] - row_ends[begins] + col_ends[ends - begins]
+    return shards
 
 
 def needs_of(
@@ -80,8 +96,13 @@ def needs_of(
     threads: int = 1,
     spill: bool = False,
     copies: int = 2,
+    replicas: int = 0,
+    checkpoint: bool = False,
+    best: bool = False,
 ) -> Needs:
-    """What a rank needs, and what of it can stay in memory: ratings go before copies.
+    """What a rank needs, and what of it can stay in memory.
+
+    Copies go first, then a checkpoint's, then ratings, then rows. Replicas stay, and rows with them.
 
     Parameters
     ----------
@@ -97,6 +118,9 @@ def needs_of(
     threads : of the rank
     spill : rows may live in a local file
     copies : states to go back to that may exist at a time
+    replicas : copies of each rank's state on other ranks, 0 or 1
+    checkpoint : there is one from time to time
+    best : the best state so far is part of what replicas and checkpoints hold
 
     Returns
     -------
@@ -115,10 +139,22 @@ def needs_of(
     ratings = rating_bytes * sum(int(part.sum()) for part in own.values())
     # A copy holds the slice of P and the column-blocks that are this rank's between epochs.
     copy = sum(lengths) + 4 * sum(layout.floats(int(count)) for count in cols) * (last - first) // size
-    base = Needs(RUNTIME, sum(lengths), columns, ratings, passing + tables, copies * copy)
+    held_twice = own_shard = 0
+    if checkpoint or (replicas and ranks > 1):
+        shards = (1 + best) * shards_of(rows, cols, layout, ranks)
+        own_shard = int(shards[rank])
+        # A snapshot of its own, and two rooms for that of another rank, whichever: another one after a loss.
+        held_twice = own_shard + 2 * int(np.delete(shards, rank).max()) if replicas and ranks > 1 else 0
+    base = Needs(
+        RUNTIME, sum(lengths), columns, ratings, passing + tables, copies * copy,
+        safety=held_twice + checkpoint * own_shard,
+    )  # fmt: skip
     if memory is None or base.total <= memory:
         return base
     base = replace(base, copies=0)
+    if base.total <= memory:
+        return base
+    base = replace(base, safety=held_twice, waiting=checkpoint)
     if base.total <= memory:
         return base
     workers = min(threads, last - first)
@@ -133,7 +169,7 @@ def needs_of(
         return replace(bare, buffers=needs.buffers + room * buffers, room=room)
 
     streamed = streaming(base)
-    if streamed.total <= memory or not spill:
+    if streamed.total <= memory or not spill or held_twice:
         return streamed
     # Two row-blocks for each worker, one that it works on and one that comes or goes, and one more to look at.
     spilled = replace(base, rows=(2 * workers + 1) * max(lengths), spilled=True)
@@ -151,7 +187,7 @@ def refusal(
     *,
     memory: int,
     spill: bool = False,
-    **options: int,
+    **options: Any,
 ) -> str:
     """The sentence for a rank whose `found` needs don't fit: why, and with how many ranks, or factors, it would do.
 
@@ -187,12 +223,18 @@ def refusal(
     fewer = least(1 - layout.factors, -1, lambda k: fits(replace(layout, factors=-k), ranks, spill))
     if fewer:
         ways.append(f"--factors {-fewer}")
+    without = ""
+    if found.safety:
+        options["replicas"], without = 0, "--replicas 0 and "
+        if fits(layout, ranks, spill):
+            ways.append("--replicas 0, to keep no copies in the memory of other ranks")
     if not spill and fits(layout, ranks, True):
-        ways.append("--spill DIR, to keep rows in a local file")
+        ways.append(f"{without}--spill DIR, to keep rows in a local file")
     return (
         f"a rank may take {megabytes(memory)}, but the least it needs is {megabytes(found.total)} "
         f"({megabytes(found.rows)} for its rows, {megabytes(found.columns)} for column-blocks, "
-        f"{megabytes(found.runtime)} for Python and libraries, {megabytes(found.buffers)} for buffers); "
+        f"{megabytes(found.runtime)} for Python and libraries, {megabytes(found.buffers)} for buffers"
+        f"{f', {megabytes(found.safety)} for replicas' if found.safety else ''}); "
         f"{', or '.join(ways) if ways else 'give it more memory, or convert with a larger --grid'}"
     )
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mfpar.cli import quantities
 from mfpar.cli.options import add_settings, read_config, settings_of
-from mfpar.config import ModelConfig, TrainConfig
+from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.errors import ConfigError
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
@@ -66,6 +67,9 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )  # fmt: skip
     add_settings(parser.add_argument_group("model"), ModelConfig)
     add_settings(parser.add_argument_group("run"), TrainConfig, OF_RUN)
+    safety = parser.add_argument_group("safety")
+    add_settings(safety, SafetyConfig, ("replicas",))
+    safety.add_argument("--checkpoint", dest="checkpoints", action="store_true", help="there are checkpoints")
     parser.add_argument("--config", metavar="FILE.toml", help="settings, as `mfpar tune` writes them; options win")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, collective=True)
@@ -100,6 +104,9 @@ def _plan(args: argparse.Namespace, network: "Network | None", comm: Communicato
     config = read_config(args.config)
     model, loss = settings_of(args, ModelConfig, config["model"]).resolved()
     train = settings_of(args, TrainConfig, config["train"]).resolved(loss)
+    safety = settings_of(args, SafetyConfig, config["safety"])
+    if safety.replicas and args.spills:
+        raise ConfigError("--replicas 1 and --spill: replicas are of what lies in memory; give one of them")
     file, threads, per_node = _source(args), train.threads, args.ranks_per_node
     with BlockedFile(file) if file else contextlib.nullcontext() as opened:
         if opened:
@@ -107,6 +114,8 @@ def _plan(args: argparse.Namespace, network: "Network | None", comm: Communicato
         else:
             workers = max(args.ranks or [1]) * threads
             job = Job.of_shape(args.shape, args.nnz, model, train, args.grid, args.skew, workers)
+        checkpoint = args.checkpoints or safety.checkpoint is not None
+        job = dataclasses.replace(job, replicas=safety.replicas, checkpoint=checkpoint)
         disk = args.disk or (calibration.disk_rate(file) if file else DISK)
         cluster = Cluster(args.rate or 1.0, network or ETHERNET, disk, threads, per_node)
         ranks = possible_ranks(job, cluster, args.ranks)
@@ -174,6 +183,7 @@ def _columns(line: "Line") -> dict[str, int | float | str]:
         "Q": needs.columns,
         "buffers": needs.buffers,
         "copies": needs.copies,
+        "safety": needs.safety,
         "runtime": needs.runtime,
         "streams": line.streams,
         "sent": line.sent,
@@ -182,10 +192,12 @@ def _columns(line: "Line") -> dict[str, int | float | str]:
         "s/epoch": line.epoch.seconds,
         "efficiency": line.epoch.efficiency,
     }
-    return found if line.fits is None else found | {"fits": "yes" if line.fits else "no"}
+    if line.fits is None:
+        return found
+    return found | {"fits": "no" if not line.fits else "yes, checkpoints wait" if needs.waiting else "yes"}
 
 
-BYTES = ("memory", "ratings", "P", "Q", "buffers", "copies", "runtime", "sent")
+BYTES = ("memory", "ratings", "P", "Q", "buffers", "copies", "safety", "runtime", "sent")
 
 
 def _show_columns(plan: "Plan", notes: list[str]) -> None:

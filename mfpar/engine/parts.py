@@ -19,8 +19,20 @@ from mfpar.shards import Layout
 Check = Callable[[np.ndarray], None]
 
 
-def needs(file: BlockedFile, layout: Layout, train: TrainConfig, comm: Communicator) -> Needs:
+def needs(
+    file: BlockedFile,
+    layout: Layout,
+    train: TrainConfig,
+    comm: Communicator,
+    replicas: int = 0,
+    checkpoint: bool = False,
+) -> Needs:
     """What of this rank's share of a run lies where, so that it stays within the memory it may take. Collective.
+
+    Parameters
+    ----------
+    replicas : copies of each rank's state on other ranks, 0 or 1
+    checkpoint : there is one from time to time
 
     Raises
     ------
@@ -39,6 +51,9 @@ def needs(file: BlockedFile, layout: Layout, train: TrainConfig, comm: Communica
         "threads": train.threads,
         "spill": train.spill is not None,
         "copies": min(2 + (train.patience is not None), train.epochs - 1),
+        "replicas": replicas,
+        "checkpoint": checkpoint,
+        "best": train.patience is not None,
     }
     own = {name: file.counts(name, first, last) for name in names}
     if train.validates:  # while that is cut out, all ratings are there twice, and an integer for each

@@ -37,6 +37,12 @@ class Job:
     epochs : int
     evaluated : bool
         Held-out ratings are measured after each epoch, for which column-blocks go home.
+    best : bool
+        The best state so far is part of what replicas and checkpoints hold.
+    replicas : int
+        Copies of each rank's state on other ranks, 0 or 1.
+    checkpoint : bool
+        There is one from time to time.
     skew : float
         Standard deviation of the ratings of a block over their mean, where `counts` has only the mean.
     """
@@ -50,6 +56,9 @@ class Job:
     ratings: int
     epochs: int = 20
     evaluated: bool = False
+    best: bool = False
+    replicas: int = 0
+    checkpoint: bool = False
     skew: float = 0.0
 
     @classmethod
@@ -67,6 +76,7 @@ class Job:
             ratings=file.header.ratings,
             epochs=train.epochs,
             evaluated=len(parts) > 1 or train.validates,
+            best=train.patience is not None,
         )
 
     @classmethod
@@ -106,7 +116,10 @@ class Job:
         counts = np.broadcast_to(np.int64(-(-ratings // size**2)), (size, size))
         layout = Layout.of(model, train)
         rating_bytes = _rating_bytes(rows, cols, False)
-        return cls(rows, cols, {"train": counts}, layout, train.seed, rating_bytes, ratings, train.epochs, skew=skew)
+        return cls(
+            rows, cols, {"train": counts}, layout, train.seed, rating_bytes, ratings, train.epochs,
+            best=train.patience is not None, skew=skew,
+        )  # fmt: skip
 
     @property
     def size(self) -> int:

@@ -63,10 +63,11 @@ class Line:
             "memory": self.needs.total,
             **{
                 name: getattr(self.needs, name)
-                for name in ("ratings", "rows", "columns", "buffers", "copies", "runtime")
+                for name in ("ratings", "rows", "columns", "buffers", "copies", "safety", "runtime")
             },
             "streamed": self.needs.streamed,
             "spilled": self.needs.spilled,
+            "checkpoints_wait": self.needs.waiting,
             "fits": self.fits,
             "bytes_sent": self.sent,
             "bytes_read": self.read,
@@ -193,8 +194,8 @@ def fewest_ranks(job: Job, cluster: Cluster, memory: int, spill: bool = False) -
         least = needs_most(job, cluster, job.size, memory, spill).total
         raise ConfigError(
             f"{memory:,} bytes are too few for a rank on any number of ranks: on {job.size}, the most that a grid of "
-            f"{job.size} allows, one needs {least:,}; give more memory, fewer factors{'' if spill else ', --spill'} or "
-            "a larger --grid"
+            f"{job.size} allows, one needs {least:,}; give more memory, fewer factors{'' if spill else ', --spill'}"
+            f"{', --replicas 0' if job.replicas else ''} or a larger --grid"
         )
     return counts[found]
 
@@ -208,6 +209,7 @@ def needs_most(job: Job, cluster: Cluster, ranks: int, memory: int | None, spill
             needs_of(
                 job.rows, job.cols, job.counts, job.layout, ranks, rank, (leader, min(leader + per_node, ranks)),
                 rating_bytes=job.rating_bytes, memory=memory, threads=cluster.threads, spill=spill,
+                replicas=job.replicas, checkpoint=job.checkpoint, best=job.best,
             )
             for rank in sorted({0, ranks - 1, *busiest})
             for leader in [rank // per_node * per_node]
