@@ -36,11 +36,6 @@ class Job:
     folder : RunFolder
     tolerant : whether ranks may outlive each other, where MPI can do that
 
-    Attributes
-    ----------
-    tolerant : bool
-        Whether they do.
-
     Raises
     ------
     LaunchError
@@ -55,18 +50,18 @@ class Job:
         folder: RunFolder,
         tolerant: bool = False,
     ):
-        self.tolerant = tolerant and launch.knows_ulfm()
+        tolerant = tolerant and launch.knows_ulfm()
         self._hosts, self._folder = hosts, folder
         base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
         # Open MPI leaves its shared memory behind where ranks end by an error: it gets a folder that goes with the job.
         self._shared = f"{base}/mfpar-{folder.token}"
-        environment = launch.environment_of(hosts is not None, self.tolerant)
+        environment = launch.environment_of(hosts is not None, tolerant)
         environment |= {FOLDER: str(folder.path), launch.SHARED_FOLDER: self._shared}
         if hosts is None:
-            start = launch.on_this_machine(ranks, self.tolerant)
+            start = launch.on_this_machine(ranks, tolerant)
         else:
             slots = [(host.name, host.slots) for host in hosts]
-            start = launch.on_hosts(slots, agent(), passed_on(environment), self.tolerant)
+            start = launch.on_hosts(slots, agent(), passed_on(environment), tolerant)
         self._command, self._environment = [*start, sys.executable, "-m", "mfpar", *arguments], environment
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._complaints: list[str] = []

@@ -98,7 +98,7 @@ class Supervisor:
             RunFolder(self._output, self._limit) as folder,
             Job(arguments, ranks, hosts, folder, self._tolerant) as job,
         ):
-            problem = self._follow(job, folder, Watch(folder, ranks, self._limit, job.tolerant), requests)
+            problem = self._follow(job, folder, Watch(folder, ranks, self._limit), requests)
             if self._is_done():
                 return None
             if self._last.get("kind") == "error":
@@ -118,7 +118,8 @@ class Supervisor:
             line = job.line(LOOK)
             now = time.monotonic()
             if line is not None:
-                self._hear(line)
+                if self._hear(line) == "lost":
+                    watch.lost()
                 said = now
             if self._last and now - said > FAREWELL:
                 return "mpirun does not end"
@@ -132,18 +133,21 @@ class Supervisor:
                     return f"{problem}; the job is ended"
         return ""
 
-    def _hear(self, line: str) -> None:
+    def _hear(self, line: str) -> str:
+        """Hand on an event, and return its kind; "" for a line of mpirun's own."""
         try:
             event = json.loads(line)
         except ValueError:
-            return
+            return ""
         if not isinstance(event, dict) or "kind" not in event:
-            return  # a line of mpirun's own
-        if event["kind"] in LAST:
+            return ""
+        kind = str(event["kind"])
+        if kind in LAST:
             self._last = self._last or event
-        self._checkpointed = self._checkpointed or event["kind"] == "checkpoint"
-        if event["kind"] != "error":
+        self._checkpointed = self._checkpointed or kind == "checkpoint"
+        if kind != "error":
             self._listen(event)
+        return kind
 
     def _is_done(self) -> bool:
         """Whether the job has succeeded, which no exit code tells: the first rank has said so, or the output is new."""

@@ -1,5 +1,6 @@
 """What the supervisor makes of the ranks' signs of life."""
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from mfpar.supervise.folder import PERIOD, Beat, RunFolder
 SLACK = 20.0  # seconds at most that ranks have to find out by themselves who hangs, and to say so
 START = 2  # times the limit: what ranks may take to give the first sign of life
 STEP = 4  # periods of time that passes at most between two looks: what is more, this process was stopped
+NEWS = 2  # periods of time that pass at most until a beat is seen
 GONE = 10.0  # seconds for mpirun to end once none of its ranks is there any more
 
 
@@ -40,16 +42,15 @@ class Watch:
     folder : RunFolder
     ranks : how many were started
     limit : seconds, see `limit_of`
-    tolerant : whether ranks outlive each other
     """
 
     folder: RunFolder
     ranks: int
     limit: float
-    tolerant: bool = False
     _seen: dict[str, _Rank] = field(default_factory=dict, init=False)
     _time: float = field(default=0.0, init=False)  # seconds that have passed, as far as this process was there
     _before: float = field(default_factory=time.monotonic, init=False)
+    _lost: float = field(default=-math.inf, init=False)  # when the ranks last told of a loss
     _left: float = field(default=0.0, init=False)  # when a rank was last seen to be there
     _here: Process = field(default_factory=Process.own, init=False)
 
@@ -68,10 +69,11 @@ class Watch:
             return ""
         if len(self._seen) < self.ranks and self._time > START * self.limit:
             return f"{len(self._seen)} of {self.ranks} ranks have started within {START * self.limit:g} s"
-        watched = present if self.tolerant else self._seen.values()
-        problems = [problem for rank in watched if (problem := self._of(rank))]
-        # Ranks that outlive each other deal with those that die or hang; nobody else has to as long as one goes on.
-        return problems[0] if problems and (not self.tolerant or len(problems) == len(present)) else ""
+        return next((problem for rank in self._seen.values() if (problem := self._of(rank))), "")
+
+    def lost(self) -> None:
+        """The ranks have told that one of them is lost, and that they go on without it."""
+        self._lost = self._time
 
     def _read(self) -> None:
         for name, beat in self.folder.beats():
@@ -90,7 +92,11 @@ class Watch:
     def _of(self, rank: _Rank) -> str:
         process = rank.beat.process
         who = f"rank {rank.beat.rank} on host {process.host} (process {process.pid})"
-        if self._time - rank.since > self.limit:
+        silent = self._time - rank.since
+        # A last beat may have been seen after the others have told that they go on without it.
+        if self._time - max(silent, rank.idle) - NEWS * PERIOD < self._lost:
+            return ""
+        if silent > self.limit:
             return f"{who} has given no sign of life for {self.limit:g} s"
         if rank.idle > self.limit:
             return f"{who} has done nothing for {self.limit:g} s"
