@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import glob
 import io
 import os
 import re
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mfpar.errors import OutputExistsError, StorageError
-from mfpar.leftovers import held, remove_abandoned
 
 
 def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -52,19 +50,16 @@ def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> Non
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; on success it takes the place of `path`, otherwise it is removed.
-
-    What killed runs have left, that wrote to the same path, goes first.
+    """A temporary name beside `path` to write to; on success it takes the place of `path`, otherwise it is removed.
 
     Raises
     ------
     StorageError
         Writing failed: disk full, no permission, folder gone. What stood at `path` before still stands there.
     """
-    remove_abandoned(path.parent, f".{glob.escape(path.name)}.*.tmp")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with storage_errors(path), held(temporary):
+        with storage_errors(path):
             yield temporary
             sync(temporary)
             os.replace(temporary, path)

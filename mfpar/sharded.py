@@ -17,7 +17,6 @@ import numpy as np
 from mfpar.atomic import DiskFile, replacing, storage_errors
 from mfpar.errors import FormatError
 from mfpar.formats import require_hdf5
-from mfpar.leftovers import held, unheld
 from mfpar.parallel.comm import Communicator
 
 SHARD = r"([0-9a-f]{8})-\d+of\d+\.h5"  # the name of a shard: token, rank and ranks
@@ -40,46 +39,31 @@ def write_sharded(
     write_master : writes the master to the path given, over the shards given, which are on the disk; on the first rank
         Without shards, one rank writes everything.
 
-    What killed runs have left, that wrote to the same path, goes first.
-
     Raises
     ------
     StorageError
         A rank could not write; nothing new is left behind.
     """
     folder = path.with_name(f"{path.stem}.shards")
-    if comm.rank == 0:
-        _remove_abandoned_shards(path, folder)
     token = comm.gather(secrets.token_hex(4))[0]
     shards = [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)] if comm.size > 1 else []
-    with contextlib.ExitStack() as holding:
-        if shards:
-            with _removed_on_error(shards[comm.rank : comm.rank + 1]):
-                with storage_errors(path):
-                    holding.enter_context(held(folder, folder=True))
-                with replacing(shards[comm.rank]) as temporary:
-                    write_shard(temporary)
-                comm.gather(None)  # all shards are on the disk
-        replaced = _shards_of(path) if comm.rank == 0 else []
-        # From here on only the rank that writes the master may remove shards: it alone knows that no master shows them.
-        if comm.rank == 0:
-            with _removed_on_error(shards), replacing(path) as temporary:
-                write_master(temporary, shards)
-        comm.gather(None)  # the master is in place
+    if shards:
+        with _removed_on_error(shards[comm.rank : comm.rank + 1]):
+            with storage_errors(path):
+                folder.mkdir(exist_ok=True)
+            with replacing(shards[comm.rank]) as temporary:
+                write_shard(temporary)
+            comm.gather(None)  # all shards are on the disk
+    replaced = _shards_of(path) if comm.rank == 0 else []
+    # From here on only the rank that writes the master may remove shards: it alone knows that no master shows them.
+    if comm.rank == 0:
+        with _removed_on_error(shards), replacing(path) as temporary:
+            write_master(temporary, shards)
+    comm.gather(None)  # the master is in place
     for old in replaced:
         old.unlink(missing_ok=True)
     if replaced:
         _remove_if_empty(folder)
-
-
-def _remove_abandoned_shards(path: Path, folder: Path) -> None:
-    """Remove shards that no master shows, if nobody writes any."""
-    with unheld(folder) as abandoned:
-        if abandoned:
-            shown = set(_shards_of(path))
-            for one in folder.iterdir():
-                if one not in shown and (re.fullmatch(SHARD, one.name) or one.suffix == ".tmp"):
-                    one.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 import errno
 import os
 import stat
-import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -160,40 +158,3 @@ def test_a_full_disk_comes_out_when_asked_for(tmp_path, monkeypatch, room):
         with pytest.raises(OSError, match="No space left"):
             disk.check()
     assert (written > 0) == (room > 0)
-
-
-# What killed runs leave.
-
-
-WRITES_FOR_EVER = """
-import sys, time
-from pathlib import Path
-from mfpar.atomic import replacing
-with replacing(Path(sys.argv[1])) as temporary:
-    temporary.write_text("half")
-    print("ready", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_what_a_killed_run_has_left_goes_with_the_next_and_what_a_living_one_writes_stays(tmp_path):
-    path = tmp_path / "out[1].h5"
-    command = [sys.executable, "-c", WRITES_FOR_EVER, str(path)]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as killed,
-        subprocess.Popen(command, stdout=subprocess.PIPE) as living,
-    ):
-        assert killed.stdout.readline() == living.stdout.readline() == b"ready\n"
-        others = tmp_path / ".out[1].h5.notes", tmp_path / ".other.h5.0a1b2c3d.tmp"
-        for other in others:
-            other.touch()
-        killed.kill()
-        killed.wait()
-        assert len(list(tmp_path.iterdir())) == 4
-        with replacing(path) as temporary:
-            temporary.write_text("whole")
-        assert sorted(one.read_text() for one in tmp_path.iterdir()) == ["", "", "half", "whole"]
-        living.kill()
-    with replacing(path) as temporary:
-        temporary.write_text("again")
-    assert sorted(tmp_path.iterdir()) == sorted([path, *others])

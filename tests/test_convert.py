@@ -1,6 +1,5 @@
 """Conversion: the blocked file holds exactly the given ratings, in the order promised, whatever they came from."""
 
-import contextlib
 import gzip
 import hashlib
 import os
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
-import simulated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planted import plant
@@ -28,7 +26,6 @@ from mfpar.grid import balanced_cuts
 from mfpar.ratings import blocks, database
 from mfpar.ratings.convert import convert
 from mfpar.ratings.ordering import spread
-from mfpar.sharded import write_sharded
 
 duckdb = pytest.importorskip("duckdb")
 
@@ -643,24 +640,3 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     sentence = f"{path}: could not be written: File too large; nothing was left behind"
     assert (done.returncode, done.stderr, done.stdout.splitlines()) == (0, "", [sentence] * 3)
     assert os.listdir(tmp_path) == []
-
-
-def test_a_conversion_that_was_killed_leaves_nothing_for_the_next(tmp_path):
-    """Alone and on two ranks, killed at any moment: what is there before stays, and what is left goes with the next."""
-    rng = np.random.default_rng(0)
-    source, target = tmp_path / "ratings.csv", tmp_path / "ratings.h5"
-    lines = (f"u{user},{item},{value}" for user, item, value in rng.integers(1, 30_000, (300_000, 3)).tolist())
-    source.write_text("\n".join(lines))
-    command = [sys.executable, "-m", "mfpar", "convert", str(source), "-o", str(target), "--force"]
-    for seconds in (0.6, 0.9, 1.2, 1.5):
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(seconds)
-            process.kill()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ratings.csv", "ratings.h5"]
-    (tmp_path / "ratings.shards").mkdir()
-    (tmp_path / "ratings.shards" / "0a1b2c3d-0of2.h5").touch()  # as ranks leave them
-    (tmp_path / "ratings.shards" / ".0a1b2c3d-1of2.h5.01234567.tmp").touch()
-    simulated.run(2, lambda comm: write_sharded(target, comm, lambda path: path.touch(), lambda path, _: path.touch()))
-    assert len(list((tmp_path / "ratings.shards").iterdir())) == 2

@@ -10,7 +10,6 @@ from typing import Any
 import h5py
 
 from mfpar.blockfile import Header
-from mfpar.leftovers import held
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
 
@@ -74,9 +73,8 @@ def blocked(ratings: Any, comm: Communicator, target: Path, cleaning: contextlib
         return Path(ratings)
     made = None
     if comm.rank == 0:
-        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.ratings.tmp")
+        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.ratings.h5")
         cleaning.callback(path.unlink, missing_ok=True)
         convert(ratings, path, **options)
-        cleaning.enter_context(held(path))
         made = str(path)
     return Path(comm.gather(made)[0])

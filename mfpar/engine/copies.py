@@ -3,7 +3,6 @@
 Each rank copies what it holds, where it holds it, so that neither keeping nor going back sends a message.
 """
 
-import contextlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from mfpar.atomic import storage_errors
-from mfpar.leftovers import held
 
 ROLES = ("last", "before", "best")
 
@@ -32,7 +30,6 @@ class Copies:
         self._kept: dict[str, int] = {}  # number of the copy, by role
         self._copies: dict[int, list[np.ndarray] | Path] = {}
         self._count = 0
-        self._held: dict[Path, contextlib.ExitStack] = {}
         self._free: list[np.ndarray] = []  # memory of a copy that was dropped
 
     def keep(self, roles: Sequence[str], arrays: Iterable[np.ndarray]) -> None:
@@ -46,7 +43,7 @@ class Copies:
         if self._in_memory:
             self._note(roles, self._copied(list(arrays)))
         else:
-            path = self._new_file()
+            path = self._name()
             self._note(roles, path)
             with storage_errors(path), path.open("wb") as file:
                 for array in arrays:
@@ -65,7 +62,7 @@ class Copies:
             self._note([role], copy)
             yield from copy
         else:
-            path = self._new_file()
+            path = self._name()
             self._note([role], path)
             with storage_errors(path), path.open("wb") as file:
                 for length in lengths:
@@ -104,12 +101,8 @@ class Copies:
         for number in list(self._copies):
             self._drop(number)
 
-    def _new_file(self) -> Path:
-        path = self._beside.with_name(f".{self._beside.name}.{secrets.token_hex(4)}.copy.tmp")
-        with storage_errors(path):
-            self._held[path] = contextlib.ExitStack()
-            self._held[path].enter_context(held(path))
-        return path
+    def _name(self) -> Path:
+        return self._beside.with_name(f".{self._beside.name}.{secrets.token_hex(4)}.copy.tmp")
 
     def _note(self, roles: Sequence[str], copy: list[np.ndarray] | Path) -> None:
         self._count += 1
@@ -133,6 +126,5 @@ class Copies:
         copy = self._copies.pop(number)
         if isinstance(copy, Path):
             copy.unlink(missing_ok=True)
-            self._held.pop(copy).close()
         else:
             self._free = copy

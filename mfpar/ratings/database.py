@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-import secrets
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,7 +12,6 @@ import duckdb
 import numpy as np
 
 from mfpar.errors import ConfigError, StorageError
-from mfpar.leftovers import held, remove_abandoned
 from mfpar.parallel.comm import Communicator, Serial
 
 ALLOWANCE = 288 << 20  # bytes: Python, NumPy, h5py, one batch of ratings, and what DuckDB takes beyond its limit
@@ -53,15 +51,11 @@ class Database:
         self._allowance = ALLOWANCE + (MESSAGES if self._comm.size > 1 else 0)
         self._books = 0
         self._limit(0)  # a request that can't be met fails before anything is made
-        remove_abandoned(parent, ".mfpar.*.tmp")
-        self.folder = parent / f".mfpar.{secrets.token_hex(8)}.tmp"
-        self._closing = contextlib.ExitStack()
         try:
-            self._closing.enter_context(held(self.folder, folder=True))
+            self._temporary = tempfile.TemporaryDirectory(prefix=".mfpar.", suffix=".tmp", dir=parent)
         except OSError as error:
             raise StorageError(f"{parent}: no temporary folder can be made there: {error.strerror}") from error
-        self._closing.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self.folder.chmod(0o700)  # it has what the ratings have
+        self.folder = Path(self._temporary.name)
         self._spill = self.folder / "spill"
         self._connection = duckdb.connect(
             config={
@@ -201,7 +195,7 @@ class Database:
         if self._thread is not None:
             self._thread.shutdown()
         self._connection.close()
-        self._closing.close()
+        self._temporary.cleanup()
 
     def __enter__(self) -> Self:
         return self
