@@ -3,9 +3,10 @@
 Each rank copies what it holds, where it holds it, so that neither keeping nor going back sends a message.
 """
 
-import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Copies:
     Parameters
     ----------
     beside : Path
-        Copies on the disk are temporary files beside this one.
+        Copies on the disk are files without a name in its folder, which end with this process, however that ends.
     in_memory : bool
         Where they go.
     """
@@ -28,7 +29,7 @@ class Copies:
     def __init__(self, beside: Path, in_memory: bool):
         self._beside, self._in_memory = beside, in_memory
         self._kept: dict[str, int] = {}  # number of the copy, by role
-        self._copies: dict[int, list[np.ndarray] | Path] = {}
+        self._copies: dict[int, list[np.ndarray] | BinaryIO] = {}
         self._count = 0
         self._free: list[np.ndarray] = []  # memory of a copy that was dropped
 
@@ -43,11 +44,11 @@ class Copies:
         if self._in_memory:
             self._note(roles, self._copied(list(arrays)))
         else:
-            path = self._name()
-            self._note(roles, path)
-            with storage_errors(path), path.open("wb") as file:
+            with storage_errors(self._beside):
+                self._note(roles, file := self._file())
                 for array in arrays:
                     file.write(np.ascontiguousarray(array).data)
+                file.flush()
 
     def receive(self, role: str, lengths: Sequence[int]) -> Iterator[np.ndarray]:
         """Arrays of these lengths, to be filled, each before the next; together they are what is kept for a role.
@@ -62,23 +63,24 @@ class Copies:
             self._note([role], copy)
             yield from copy
         else:
-            path = self._name()
-            self._note([role], path)
-            with storage_errors(path), path.open("wb") as file:
+            with storage_errors(self._beside):
+                self._note([role], file := self._file())
                 for length in lengths:
                     array = np.empty(length, np.float32)
                     yield array
                     file.write(array.data)
+                file.flush()
 
     def read(self, role: str, lengths: Iterable[int]) -> Iterator[np.ndarray]:
         """What is kept for a role, array by array, of the lengths that were kept."""
         copy = self._copies[self._kept[role]]
-        if isinstance(copy, Path):
-            with storage_errors(copy), copy.open("rb") as file:
-                for length in lengths:
-                    yield np.fromfile(file, np.float32, length)
-        else:
+        if isinstance(copy, list):
             yield from copy
+        else:
+            with storage_errors(self._beside):
+                copy.seek(0)
+                for length in lengths:
+                    yield np.fromfile(copy, np.float32, length)
 
     def rename(self, role: str, other: str) -> None:
         """What is kept for a role is kept for another one, whose own is dropped."""
@@ -88,23 +90,24 @@ class Copies:
     def restore(self, role: str, arrays: Iterable[np.ndarray]) -> None:
         """Write a copy back into arrays of the shapes that were kept."""
         copy = self._copies[self._kept[role]]
-        if isinstance(copy, Path):
-            with storage_errors(copy), copy.open("rb") as file:
-                for array in arrays:
-                    file.readinto(memoryview(array).cast("B"))
-        else:
+        if isinstance(copy, list):
             for array, kept in zip(arrays, copy, strict=True):
                 array[:] = kept
+        else:
+            with storage_errors(self._beside):
+                copy.seek(0)
+                for array in arrays:
+                    copy.readinto(memoryview(array).cast("B"))  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Drop all copies."""
         for number in list(self._copies):
             self._drop(number)
 
-    def _name(self) -> Path:
-        return self._beside.with_name(f".{self._beside.name}.{secrets.token_hex(4)}.copy.tmp")
+    def _file(self) -> BinaryIO:
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=self._beside.absolute().parent))
 
-    def _note(self, roles: Sequence[str], copy: list[np.ndarray] | Path) -> None:
+    def _note(self, roles: Sequence[str], copy: list[np.ndarray] | BinaryIO) -> None:
         self._count += 1
         self._copies[self._count] = copy
         self._kept.update(dict.fromkeys(roles, self._count))
@@ -124,7 +127,7 @@ class Copies:
 
     def _drop(self, number: int) -> None:
         copy = self._copies.pop(number)
-        if isinstance(copy, Path):
-            copy.unlink(missing_ok=True)
-        else:
+        if isinstance(copy, list):
             self._free = copy
+        else:
+            copy.close()
