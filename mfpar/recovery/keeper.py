@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from mfpar.config import SafetyConfig
@@ -106,9 +107,9 @@ class Keeper:
             )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._checkpoints:
-            self._checkpoints.abandon()
+            self._checkpoints.__exit__(kind, error, at)
 
     @property
     def wanted(self) -> bool:
