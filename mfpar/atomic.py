@@ -1,7 +1,11 @@
-"""Files that appear whole or not at all: written under a temporary name, synced, then renamed into place."""
+"""Files that appear whole or not at all: written under a temporary name, synced, then renamed into place.
+
+A process that is killed leaves the temporary file, which goes when the next one writes the same file.
+"""
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import re
@@ -10,7 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mfpar.abandoned import held, remove_abandoned
 from mfpar.errors import OutputExistsError, StorageError
+
+TOKEN = "[0-9a-f]" * 8  # as a pattern of names
 
 
 def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -50,16 +57,17 @@ def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> Non
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; on success it takes the place of `path`, otherwise it is removed.
+    """A temporary file beside `path` to write to; on success it takes the place of `path`, otherwise it is removed.
 
     Raises
     ------
     StorageError
         Writing failed: disk full, no permission, folder gone. What stood at `path` before still stands there.
     """
+    remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.{TOKEN}.tmp"))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with storage_errors(path):
+        with storage_errors(path), held(temporary):
             yield temporary
             sync(temporary)
             os.replace(temporary, path)

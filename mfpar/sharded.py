@@ -2,7 +2,8 @@
 
 Order makes it safe. Shards get names that never occurred before, the master is renamed into place when all of them are
 on the disk, and only then the shards of the file that it replaces are removed: whatever fails, wherever, the master at
-the output path is whole and shows one whole file, the old or the new one.
+the output path is whole and shows one whole file, the old or the new one. A note beside the shards tells the next one
+to write there what belongs to a file that was never finished.
 """
 
 import contextlib
@@ -14,12 +15,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mfpar.atomic import DiskFile, replacing, storage_errors
+from mfpar.abandoned import claimed, held, remove_abandoned
+from mfpar.atomic import TOKEN, DiskFile, replacing, storage_errors
 from mfpar.errors import FormatError
 from mfpar.formats import require_hdf5
 from mfpar.parallel.comm import Communicator
 
 SHARD = r"([0-9a-f]{8})-\d+of\d+\.h5"  # the name of a shard: token, rank and ranks
+UNFINISHED = ".unfinished"  # what the name of such a note ends with
 FAMILY = "mfpar "  # what the attribute `format` of all our files begins with
 
 
@@ -45,21 +48,26 @@ def write_sharded(
         A rank could not write; nothing new is left behind.
     """
     folder = path.with_name(f"{path.stem}.shards")
+    if comm.rank == 0:
+        _remove_unfinished(path, folder)
     token = comm.gather(secrets.token_hex(4))[0]
     shards = [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)] if comm.size > 1 else []
-    if shards:
-        with _removed_on_error(shards[comm.rank : comm.rank + 1]):
-            with storage_errors(path):
-                folder.mkdir(exist_ok=True)
-            with replacing(shards[comm.rank]) as temporary:
-                write_shard(temporary)
-            comm.gather(None)  # all shards are on the disk
-    replaced = _shards_of(path) if comm.rank == 0 else []
-    # From here on only the rank that writes the master may remove shards: it alone knows that no master shows them.
-    if comm.rank == 0:
-        with _removed_on_error(shards), replacing(path) as temporary:
-            write_master(temporary, shards)
-    comm.gather(None)  # the master is in place
+    with contextlib.ExitStack() as noted:
+        if shards:
+            with _removed_on_error(shards[comm.rank : comm.rank + 1]):
+                with storage_errors(path):
+                    folder.mkdir(exist_ok=True)
+                    if comm.rank == 0:
+                        noted.enter_context(_note(folder, token))
+                with replacing(shards[comm.rank]) as temporary:
+                    write_shard(temporary)
+                comm.gather(None)  # all shards are on the disk
+        replaced = _shards_of(path) if comm.rank == 0 else []
+        # From here on only the rank that writes the master may remove shards: it alone knows that no master shows them.
+        if comm.rank == 0:
+            with _removed_on_error(shards), replacing(path) as temporary:
+                write_master(temporary, shards)
+        comm.gather(None)  # the master is in place
     for old in replaced:
         old.unlink(missing_ok=True)
     if replaced:
@@ -150,6 +158,33 @@ def _shards_of(path: Path) -> list[Path]:
     return [
         shard for folder, token in tokens for shard in folder.glob(f"{token}-*.h5") if re.fullmatch(SHARD, shard.name)
     ]
+
+
+@contextlib.contextmanager
+def _note(folder: Path, token: str) -> Iterator[None]:
+    """A note, for a while, that shards of this token are of a file that is not finished."""
+    note = folder / f".{token}{UNFINISHED}"
+    try:
+        with held(note):
+            yield
+    finally:
+        note.unlink(missing_ok=True)
+        _remove_if_empty(folder)
+
+
+def _remove_unfinished(path: Path, folder: Path) -> None:
+    """Remove shards that ranks which were killed have left of a file that did not come to be."""
+    remove_abandoned(folder.glob(f".{TOKEN}-*of*.h5.{TOKEN}.tmp"))
+    shown = {shard.name for shard in _shards_of(path)}
+    for note in folder.glob(f".{TOKEN}{UNFINISHED}"):
+        with claimed(note) as abandoned:
+            shards = [one for one in folder.glob(f"{note.name[1:9]}-*.h5") if re.fullmatch(SHARD, one.name)]
+            if abandoned and not shown.intersection(shard.name for shard in shards):
+                for shard in shards:
+                    shard.unlink(missing_ok=True)
+            if abandoned:
+                note.unlink(missing_ok=True)
+    _remove_if_empty(folder)
 
 
 @contextlib.contextmanager

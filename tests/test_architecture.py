@@ -22,7 +22,7 @@ LONGEST = 300  # lines of a module
 # room and from lower floors.
 HOUSE = (
     ("errors",),
-    ("losses", "heaps"),
+    ("losses", "heaps", "abandoned"),
     ("settings",),
     ("atomic", "hashing", "formats", "grid", "config", "kernels", "parallel"),
     ("shards", "schedule", "blockreader", "sharded", "metrics"),

@@ -1,7 +1,9 @@
 """A DuckDB database for one conversion: bounded memory, temporary files in one folder, errors as sentences."""
 
 import contextlib
+import glob
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -11,6 +13,7 @@ from typing import Any, Self
 import duckdb
 import numpy as np
 
+from mfpar.abandoned import held, remove_abandoned
 from mfpar.errors import ConfigError, StorageError
 from mfpar.parallel.comm import Communicator, Serial
 
@@ -51,11 +54,16 @@ class Database:
         self._allowance = ALLOWANCE + (MESSAGES if self._comm.size > 1 else 0)
         self._books = 0
         self._limit(0)  # a request that can't be met fails before anything is made
+        self._holding = contextlib.ExitStack()
         try:
-            self._temporary = tempfile.TemporaryDirectory(prefix=".mfpar.", suffix=".tmp", dir=parent)
+            # Some file systems have locks that other hosts don't see: theirs are left to them.
+            prefix = f".mfpar.{socket.gethostname()}."
+            remove_abandoned(parent.glob(f"{glob.escape(prefix)}*.tmp"))
+            self._temporary = tempfile.TemporaryDirectory(prefix=prefix, suffix=".tmp", dir=parent)
+            self.folder = Path(self._temporary.name)
+            self._holding.enter_context(held(self.folder, folder=True))
         except OSError as error:
             raise StorageError(f"{parent}: no temporary folder can be made there: {error.strerror}") from error
-        self.folder = Path(self._temporary.name)
         self._spill = self.folder / "spill"
         self._connection = duckdb.connect(
             config={
@@ -195,6 +203,7 @@ class Database:
         if self._thread is not None:
             self._thread.shutdown()
         self._connection.close()
+        self._holding.close()
         self._temporary.cleanup()
 
     def __enter__(self) -> Self:

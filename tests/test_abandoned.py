@@ -1,0 +1,142 @@
+"""What a process leaves that is killed while it writes goes when the next one writes there; nothing else does."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import simulated
+
+from mfpar.abandoned import claimed, held
+from mfpar.atomic import replacing
+from mfpar.ratings.database import Database
+from mfpar.sharded import new_file, show_shards, write_sharded
+
+HERE = Path(__file__).parent
+
+
+def killed(body, folder):
+    """Run some Python in a process that ends by killing itself."""
+    script = f"import os, sys, signal; sys.path.insert(0, {str(HERE)!r}); from pathlib import Path\n{body}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+
+
+def names(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_temporary_file_is_gone_when_it_is_written_the_next_time(tmp_path):
+    killed(
+        "from mfpar.atomic import replacing\n"
+        "with replacing(Path('a[1].txt')) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)",
+        tmp_path,
+    )
+    (left,) = names(tmp_path)
+    others = {".a[1].txt.0123abcd.tmp.old", ".a1.txt.0123abcd.tmp", ".b.0123abcd.tmp", ".a[1].txt.0123.tmp"}
+    for name in others:
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "a[1].txt") as first:
+        first.write_text("first")
+        assert not (tmp_path / left).exists()
+        with replacing(tmp_path / "a[1].txt") as second:
+            second.write_text("second")
+        assert first.exists()
+    assert names(tmp_path) == others | {"a[1].txt"}
+
+
+def write(path, ranks, value, within=lambda: None):
+    """A file of several ranks with 4 numbers of each."""
+
+    def write_shard(temporary):
+        with new_file(temporary) as file:
+            file["x"] = np.full(4, value)
+
+    def write_master(temporary, shards):
+        with new_file(temporary) as file:
+            file.attrs["format"] = "mfpar test"
+            show_shards(file, shards, ["x"])
+        within()
+
+    simulated.run(ranks, lambda comm: write_sharded(path, comm, write_shard, write_master))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_shards_without_a_master_are_gone_when_the_next_file_is_written(tmp_path, old):
+    path = tmp_path / "m.h5"
+    if old:
+        write(path, 3, 1)
+    before = names(tmp_path)
+    killed(
+        "import test_abandoned\ntest_abandoned.write(Path('m.h5'), 2, 2, lambda: os.kill(os.getpid(), signal.SIGKILL))",
+        tmp_path,
+    )
+    assert len(names(tmp_path) - before) == 4  # two shards, the master, and a note
+    if old:
+        with h5py.File(path) as file:
+            assert file["x"][:].tolist() == [1] * 12
+    (tmp_path / "m.shards" / "mine.h5").touch()
+    write(path, 3, 3)
+    with h5py.File(path) as file:
+        assert file["x"][:].tolist() == [3] * 12
+    assert len(names(tmp_path)) == 5
+    assert (tmp_path / "m.shards" / "mine.h5").exists()
+
+
+def test_a_note_beside_shards_that_are_shown_costs_them_nothing(tmp_path):
+    path = tmp_path / "m.h5"
+    write(path, 2, 1)
+    shard = next((tmp_path / "m.shards").iterdir())
+    note = shard.with_name(f".{shard.name[:8]}.unfinished")
+    note.touch()
+    with held(note):
+
+        def look():
+            assert note.exists()
+            assert shard.exists()
+
+        write(tmp_path / "m.hdf5", 2, 2, look)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, 2, 2, interrupt)
+    assert not note.exists()
+    with h5py.File(path) as file:
+        assert file["x"][:].tolist() == [1] * 8
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_the_folder_of_a_conversion_is_gone_at_the_next_one(tmp_path):
+    killed(
+        "from mfpar.ratings.database import Database\n"
+        "database = Database(Path('.'))\n"
+        "(database.folder / 'spilled').write_text('much')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        tmp_path,
+    )
+    (left,) = tmp_path.iterdir()
+    with Database(tmp_path) as first:
+        assert not left.exists()
+        with Database(tmp_path):
+            assert first.folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_held_is_not_claimed(tmp_path):
+    for path, folder in ((tmp_path / "file", False), (tmp_path / "folder", True)):
+        with held(path, folder), held(path, folder), claimed(path) as abandoned:
+            assert not abandoned
+        with claimed(path) as abandoned:
+            assert abandoned
+    with claimed(tmp_path / "missing") as abandoned:
+        assert not abandoned
+    os.symlink("file", tmp_path / "link")
+    with claimed(tmp_path / "link") as abandoned:
+        assert not abandoned
