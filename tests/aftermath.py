@@ -40,7 +40,7 @@ def wrong_model(path: Path, right: str) -> list[str]:
 
 def saving(home: Path) -> bool:
     """Whether a model is being written."""
-    return any(name.startswith(".model.h5") or name == "model.shards" for name in os.listdir(home))
+    return any(re.fullmatch(r"\.model\.h5\.[0-9a-f]{8}\.tmp|model\.shards", name) for name in os.listdir(home))
 
 
 def left_beside(home: Path) -> list[str]:
