@@ -40,6 +40,7 @@ BIN = Path(sys.executable).parent
 LIMIT = 90.0  # seconds of one command, ten times what it takes: whatever runs longer hangs
 HANG_TIMEOUT = 8  # seconds; of runs that compile first, more
 GRACE = 20.0  # seconds after which nothing of a job that has ended may be left: ranks without an mpirun take 15
+SOON = 10.0  # seconds that it may take until a rank hears that it is to stop
 PAUSE = 3.0  # seconds that something stays stopped of which nobody can know
 ATTEMPTS = 6  # commands until the run has to be through
 AGAIN = (("process", 1), ("mpirun", 2), ("mpirun", 3), ("launcher", 4))  # ways and ranks to go on with
@@ -288,7 +289,9 @@ class Run:
         plan = self.plan
         if not strikes:
             return {0}
-        found: set[int] = {0} if any(job.after(0, "saved")) else set()
+        found: set[int] = set()
+        if any(when < strikes[-1].moment + SOON for when, _ in job.after(0, "saved")):
+            found |= {0}  # it was nearly done
         for one in strikes:
             bare = way != "launcher" and one.victim.role == "mpirun"
             if plan.fault in SOFT:
@@ -300,7 +303,7 @@ class Run:
                 if one.early:
                     found |= {1, 130, 138, 143}  # before anybody listens to signals
                 if way == "launcher" and one.victim.role == "mpirun":
-                    found |= {0}
+                    found |= {0} if plan.restarts else {0, 1}
             elif plan.fault == "stop" and one.victim.role in ("launcher", "mpirun"):
                 found |= {0}
             elif one.victim.role == "launcher" or bare:
