@@ -607,6 +607,13 @@ OPTIONS = [
     _option("no threads", "--threads", "0", sentence="threads=0: expected"),
     _option("no ranks", "--ranks", "0", sentence="ranks=0: expected"),
     _option("more ranks than blocks", "--ranks", "99", sentence="99 ranks for a grid of"),
+    _option("a host without ranks", "--hosts", "alpha:0", sentence="hosts='alpha:0': 'alpha:0' is no host"),
+    _option("a host that is an option", "--hosts=-oProxyCommand=x", sentence="hosts='-oProxyCommand=x': '-oProxy"),
+    _option("a host twice", "--hosts", "alpha,alpha:2", sentence="hosts='alpha,alpha:2': alpha is named twice"),
+    _option("restarts of nothing", "--restarts", "2", sentence="restarts=2: only of ranks that it has started"),
+    _option(
+        "fewer restarts than none", "--ranks", "2", "--restarts", "-1", sentence="restarts=-1: expected an integer"
+    ),
     _option("missing configuration", "--config", "none.toml", sentence="none.toml: can't be read: No such file"),
     _option("a folder for a configuration", "--config", "folder", sentence="folder: can't be read: Is a directory"),
     _option("a folder for a log", "--log", "folder", sentence="folder: could not be written: Is a directory", code=1),

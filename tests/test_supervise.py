@@ -1,5 +1,6 @@
 """The supervisor, with a stand-in for mpirun, so that everything can go wrong in a second."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -322,6 +323,16 @@ def test_a_rank_ends_when_its_supervisor_is_silent(tmp_path, rank_of, monkeypatc
         process = rank_of(folder.path)
         wait_for(lambda: list(folder.beats()))
         monkeypatch.setattr(folder, "_tell", lambda: None)
+        assert process.wait(20) == -signal.SIGKILL
+        assert folder.path.exists()
+
+
+def test_a_rank_ends_with_its_supervisor(tmp_path, rank_of, monkeypatch):
+    with RunFolder(tmp_path / "model.h5", 0) as folder:
+        process = rank_of(folder.path)
+        wait_for(lambda: list(folder.beats()))
+        here = Process.own()
+        monkeypatch.setattr(Process, "own", lambda: dataclasses.replace(here, born=here.born - 1))
         assert process.wait(20) == -signal.SIGKILL
         assert folder.path.exists()
 

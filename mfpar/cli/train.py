@@ -8,6 +8,7 @@ from mfpar.cli.logs import debug_log
 from mfpar.cli.options import TABLES, add_settings, read_config, settings_of
 from mfpar.cli.stopping import stopping
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
+from mfpar.errors import ConfigError
 from mfpar.parallel import launch
 from mfpar.supervise import heartbeat
 
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
         with display(args.progress, train.epochs) as show:
             api.train_on_ranks(args.file, args.output, model, train, args.ranks, show, **where, **options)
         return
+    if args.restarts:
+        raise ConfigError(f"restarts={args.restarts}: only of ranks that it has started; give --ranks or --hosts")
     heartbeat.start()
     comm = launch.world()
     # On any rank, as the first one may change; but only the first one is told of events.

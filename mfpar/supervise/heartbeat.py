@@ -23,8 +23,8 @@ def start() -> None:
     """Give signs of life from now on, if this process is a rank of a supervised job. Local, before MPI starts.
 
     A daemon thread writes one every second. It ends the process at once where the job is over: the folder is gone, or
-    the supervisor has been silent for too long. Where the supervisor asks to stop, it sends the process SIGUSR1, as
-    soon as something handles it.
+    the supervisor is, or it has been silent for too long. Where the supervisor asks to stop, it sends the process
+    SIGUSR1, as soon as something handles it.
     """
     if folder := os.environ.get(FOLDER):
         _make_shared_folder()
@@ -75,6 +75,8 @@ class _Heart:
         order = Order.read(self._folder)
         if order is None:
             return True  # what could not be read once is not gone
+        if order.process.near(self._process) and not order.process.alive:
+            return False
         if order.count != self._heard:
             self._heard, self._silence = order.count, 0.0
         if order.stop and not self._stopping and callable(signal.getsignal(signal.SIGUSR1)):
