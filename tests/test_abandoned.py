@@ -1,5 +1,6 @@
 """What a process leaves that is killed while it writes goes when the next one writes there; nothing else does."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -140,3 +141,19 @@ def test_what_is_held_is_not_claimed(tmp_path):
     os.symlink("file", tmp_path / "link")
     with claimed(tmp_path / "link") as abandoned:
         assert not abandoned
+
+
+def test_a_conversion_that_was_killed_leaves_nothing_for_the_next(tmp_path):
+    """Killed at any moment; what is left goes with the next one that writes there."""
+    rng = np.random.default_rng(0)
+    source, target = tmp_path / "ratings.csv", tmp_path / "ratings.h5"
+    lines = (f"u{user},{item},{value}" for user, item, value in rng.integers(1, 30_000, (300_000, 3)).tolist())
+    source.write_text("\n".join(lines))
+    command = [sys.executable, "-m", "mfpar", "convert", str(source), "-o", str(target), "--force"]
+    for seconds in (0.6, 0.9, 1.2, 1.5):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            process.kill()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ratings.csv", "ratings.h5"]

@@ -337,7 +337,11 @@ def test_a_rank_ends_with_its_supervisor(tmp_path, rank_of, monkeypatch):
         assert folder.path.exists()
 
 
-def test_what_a_supervisor_that_was_killed_has_left_is_removed(tmp_path):
+def test_what_a_supervisor_that_was_killed_has_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("mfpar.supervise.folder.SHARED_MEMORY", tmp_path)
+    for token in ("01234567", "76543210"):
+        (tmp_path / f"mfpar-{token}").mkdir()
+        (tmp_path / f"mfpar-{token}" / "sm_segment").touch()
     output = tmp_path / "model[1].h5"
     with RunFolder(output, 0) as other:
         order = json.loads((other.path / "supervisor").read_text())
@@ -353,6 +357,7 @@ def test_what_a_supervisor_that_was_killed_has_left_is_removed(tmp_path):
             assert not abandoned.exists()
             assert elsewhere.exists()
             assert other.path.exists()
+            assert [path.name for path in tmp_path.glob("mfpar-*")] == ["mfpar-76543210"]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -11,6 +11,7 @@ from mfpar.api.runs import Event, train_file
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.keeper import Precautions
+from mfpar.supervise.folder import remove_abandoned
 
 LOG = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ def train_enduringly(
     RankLostError
         A rank was lost, and MPI does not let the others go on.
     """
+    if comm.rank == 0:
+        remove_abandoned(Path(output))  # of a supervisor that was killed: this run goes on in its place
     precautions = Precautions(safety, stop)
     ranks = comm.size
     while True:

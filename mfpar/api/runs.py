@@ -84,7 +84,7 @@ def train_file(
         model, loss = model.resolved()
         train = train.resolved(loss)
         description = describe_run(file, model, train, comm)
-        training = Training(file, model, loss, train, comm, tracing)
+        training = Training(file, model, loss, train, comm, tracing, precautions.safety)
         if not again:
             tell("run", description | {"memory": described_memory(training.needs, comm)})
             if comm.size > 1 and file.grid.size < 2 * comm.size:
@@ -92,7 +92,7 @@ def train_file(
         identity = {name: description[name] for name in ("data_checksum", "model", "train")}
         if not is_builtin(loss):
             identity["loss"] = loss.settings | {"functions": register(loss)}
-        keeper = Keeper(precautions, comm, identity, file.grid.size, curve, tell, True, again)
+        keeper = Keeper(precautions, comm, identity, file.grid.size, curve, tell, not training.needs.waiting, again)
         with keeper, Course(training, output, on_epoch, tell, keeper if keeper.wanted else None) as course:
             if goes_on:
                 keeper.go_on(course, train.epochs)

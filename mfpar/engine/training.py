@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfpar.blockfile import BlockedFile
-from mfpar.config import ModelConfig, TrainConfig
+from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine.balance import step_balance
 from mfpar.engine.feed import Call
 from mfpar.engine.objective import Objective, check_ratings
@@ -58,6 +58,8 @@ class Training(Tables):
     loss : Loss
     comm : Communicator
     trace : Trace or None
+    safety : SafetyConfig, optional
+        What else there has to be memory for.
 
     Raises
     ------
@@ -73,10 +75,12 @@ class Training(Tables):
         train: TrainConfig,
         comm: Communicator,
         trace: Trace | None = None,
+        safety: SafetyConfig | None = None,
     ):
         self.trace = trace or Trace(comm, None)
         require_places(file.grid.size, comm.size)
-        needs = needs_of_run(file, Layout.of(model, train), train, comm)
+        kept = safety or SafetyConfig()
+        needs = needs_of_run(file, Layout.of(model, train), train, comm, kept.replicas, kept.checkpoint is not None)
         with self.trace.span("start"):
             objective = Objective.of(model, loss, file.header, file.path)
             super().__init__(file, objective, train, comm, self.trace, needs)

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from mfpar.atomic import storage_errors
 from mfpar.parallel.processes import Process
 
 PERIOD = 1.0  # seconds between beats
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Open MPI keeps it on Linux
 ENDING, ORDER, TICKS = ".beat", "supervisor", ("tick", "tock")
 SIZE = 1000  # bytes of such a file
 
@@ -108,7 +110,7 @@ class RunFolder:
         self._over = threading.Event()
         self._count = 0
         with storage_errors(self.path):
-            _remove_abandoned(output)
+            remove_abandoned(output)
             self.path.mkdir(0o700)
             self._tell()
         self._thread = threading.Thread(target=self._beat, name="mfpar-supervisor", daemon=True)
@@ -180,7 +182,13 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _remove_abandoned(output: Path) -> None:
+def shared_folder(token: str) -> Path:
+    """Where on a host the ranks of a job have Open MPI's shared memory, which stays behind where ranks are killed."""
+    base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    return base / f"mfpar-{token}"
+
+
+def remove_abandoned(output: Path) -> None:
     """Remove what supervisors of this output that were killed on this machine have left, which ends their ranks."""
     here = Process.own()
     folder = output.absolute().parent
@@ -188,6 +196,7 @@ def _remove_abandoned(output: Path) -> None:
         order = Order.read(path)
         if order and order.process.near(here) and not order.process.alive:
             _remove(path)
+            shutil.rmtree(shared_folder(path.suffixes[-2][1:]), ignore_errors=True)
 
 
 def _literal(name: str) -> str:

@@ -1,13 +1,11 @@
 """One mpirun with its ranks: started, listened to, and ended with all that it has started."""
 
 import contextlib
-import os
 import queue
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -15,11 +13,10 @@ from typing import IO, Self
 
 from mfpar.errors import LaunchError
 from mfpar.parallel import launch
-from mfpar.supervise.folder import RunFolder
+from mfpar.supervise.folder import RunFolder, shared_folder
 from mfpar.supervise.heartbeat import FOLDER
 from mfpar.supervise.hosts import Host, agent, passed_on, run_on
 
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Open MPI keeps it on Linux; a folder of our own is made in it
 TERM = 3.0  # seconds for mpirun to end its ranks by itself
 REST = 1.0  # seconds for the rest of what mpirun has said to come, once it has ended
 KEPT = 200  # lines of complaints
@@ -52,9 +49,8 @@ class Job:
     ):
         tolerant = tolerant and launch.knows_ulfm()
         self._hosts, self._folder = hosts, folder
-        base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
         # Open MPI leaves its shared memory behind where ranks end by an error: it gets a folder that goes with the job.
-        self._shared = f"{base}/mfpar-{folder.token}"
+        self._shared = str(shared_folder(folder.token))
         environment = launch.environment_of(hosts is not None, tolerant)
         environment |= {FOLDER: str(folder.path), launch.SHARED_FOLDER: self._shared}
         if hosts is None:
