@@ -282,7 +282,7 @@ class Simulated:
         self._wait(lambda: hub.succeed(respawn) is not None, revocable=False)
         came = hub.next.size - sum(member in hub.left for member in hub.next.members)
         short = f"{respawn - came} of {respawn} ranks could not be started" if came < respawn else ""
-        return Simulated(hub.next, hub.next.members.index(mine), joined=self.joined, warning=short)
+        return Simulated(hub.next, hub.next.members.index(mine), warning=short)
 
     def _agree(self, guard: int, well: bool, unfailed: bool) -> None:
         """Those that are left leave a guard in one way; raises RankLostError on all of them, or RankError."""

@@ -6,8 +6,10 @@ interrupted, 143 terminated. Under mpirun the first rank alone speaks; verbs tha
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from mfpar.parallel import launch
 
 INTERRUPTED = 130
 TERMINATED = 143
+LAST_WISH = 5.0  # seconds that MPI gets for its end when ranks were lost; it may never come to it then
 GOODBYE = 15.0  # seconds that other ranks, whose end would be its end, give the first to speak and to end them all
 
 
@@ -59,6 +62,24 @@ class _Version(argparse.Action):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (and does not return where MPI has to be ended by force)."""
+    code = _run(arguments)
+    if launch.outlived():
+        leave(code)
+    return code
+
+
+def leave(code: int) -> None:
+    """End MPI after others have died, or the process where MPI can't come to its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    by_force = threading.Timer(LAST_WISH, os._exit, (code,))
+    by_force.daemon = True
+    by_force.start()
+    launch.finalize()
+    by_force.cancel()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     args = build_parser().parse_args(arguments)
     _on_sigterm(_terminate)
     if not getattr(args, "collective", False) and launch.launched_rank() > 0:
@@ -112,7 +133,7 @@ def _stop(message: str, code: int) -> int:
 def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:
     """Say what went wrong, once, and end every rank that was launched with this one."""
     _on_sigterm(signal.SIG_DFL)  # all is cleaned up: from here on the launcher may end this rank at any time
-    first = launch.launched_rank() == 0
+    first = launch.speaks()
     if args.debug:
         traceback.print_exc()
     if first:

@@ -54,7 +54,8 @@ class Communicator(Protocol):
     tolerant : bool
         Whether the ranks that are left can go on when others die; see `guard` and `survivors`.
     joined : bool
-        Whether this rank was started to take the place of one that died, and has done nothing so far.
+        Whether this rank was started to take the place of one that died: it comes in while others recover. Not on
+        communicators of later survivors.
     warning : str
         What went wrong when this communicator was made of survivors, as a sentence; "" as a rule.
     """

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mfpar.errors import LaunchError
+from mfpar.parallel import survival
 from mfpar.parallel.comm import Communicator, Serial
 
 # Where launchers say how many ranks they have started, and which one this is.
@@ -49,6 +50,8 @@ def expected_size(environment: Mapping[str, str] = os.environ) -> tuple[int, str
 
     SLURM sets SLURM_NTASKS for a batch script too, which runs once: there it counts only inside a step of srun.
     """
+    if again := survival.joins(environment):
+        return sum(again) + 1, survival.JOINS
     for name in SIZES:
         in_batch_script = (
             name == "SLURM_NTASKS" and "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
@@ -60,6 +63,8 @@ def expected_size(environment: Mapping[str, str] = os.environ) -> tuple[int, str
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """This process's rank according to its launcher, without starting MPI; 0 without a launcher."""
+    if again := survival.joins(environment):
+        return again[0]
     if expected_size(environment)[0] == 1:
         return 0
     return next((int(environment[name]) for name in RANKS if environment.get(name, "").isdecimal()), 0)
@@ -68,10 +73,14 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
 def world() -> Communicator:
     """All ranks that were launched with this one: Serial without a launcher, else MPI's world. Collective.
 
+    A rank that was started anew meets the ranks that have started it here, in their `survivors`.
+
     Raises
     ------
     LaunchError
         The launcher started several processes but MPI sees another number: they belong to different MPI libraries.
+    RankLostError
+        This rank was started anew by others that have ended since.
     """
     expected, variable = expected_size()
     if not variable and "PMIX_RANK" not in os.environ:
@@ -84,6 +93,11 @@ def world() -> Communicator:
             f"{variable}={expected} says that MPI ranks were started, but mpi4py finds no MPI library "
             f"({str(error).splitlines()[0]}); install Open MPI or MPICH, or set MPI4PY_LIBMPI to its libmpi"
         ) from error
+    from mfpar.parallel.tolerant import formed
+
+    if again := survival.joins():
+        comm, warning = survival.joined(again[1])
+        return formed(comm, True, warning)
     size = MPI.COMM_WORLD.Get_size()
     if variable and size != expected:
         library = MPI.Get_library_version().split(",")[0].split("\n")[0]
@@ -91,18 +105,35 @@ def world() -> Communicator:
             f"the launcher started {expected} ranks ({variable}={expected}) but MPI ({library}) sees {size}: "
             "the launcher belongs to another MPI library; use the mpirun of that one, or `mfpar train --ranks`"
         )
-    from mfpar.parallel.mpi import Mpi
-
-    return Serial() if size == 1 else Mpi(MPI.COMM_WORLD)
+    return Serial() if size == 1 else formed(MPI.COMM_WORLD)
 
 
 def adopt(comm: object) -> Communicator:
     """A communicator of the engine's contract from one of mpi4py's; None means serial. Collective."""
     if comm is None or comm.Get_size() == 1:  # type: ignore[attr-defined]
         return Serial()
-    from mfpar.parallel.mpi import Mpi
+    from mfpar.parallel.tolerant import formed
 
-    return Mpi(comm)
+    return formed(comm)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that says what there is to say: the first of the ranks that are left. Local."""
+    return survival.fate.first if survival.fate.outlived else launched_rank() == 0
+
+
+def outlived() -> bool:
+    """Whether this process has outlived another rank; MPI may never come to its end then. Local."""
+    return survival.fate.outlived
+
+
+def finalize() -> None:
+    """End MPI, if it runs. Collective, but may not return if ranks were lost."""
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        if MPI.Is_initialized() and not MPI.Is_finalized():
+            MPI.Finalize()
 
 
 def abort(code: int) -> None:

@@ -33,9 +33,12 @@ class Mpi:
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm
+    joined, warning : see `Communicator`
     """
 
-    def __init__(self, comm: Any):
+    tolerant = False
+
+    def __init__(self, comm: Any, joined: bool = False, warning: str = ""):
         from mpi4py import MPI
 
         self.mpi = MPI
@@ -49,21 +52,25 @@ class Mpi:
         self.size: int = comm.Get_size()
         self.library: str = " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split())
         self.bytes_sent = 0
-        self.tolerant = False
-        self.joined = False
-        self.warning = ""
+        self.joined, self.warning = joined, warning
         self._room = LEAST_ROOM
         self._failed = False
+        self._under_way: list[Any] = []  # requests: alive until they have come to rest
         self._notified: Any = None  # the notice that this rank has sent, with its requests: alive until it has gone out
         self.leaders = self._teams()
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """See `Communicator.start`."""
+        flight = _Flight(self)
         # Pieces have one tag: between two ranks messages of one tag keep their order.
-        requests = [self._comm.Irecv(piece, m.peer, m.tag) for m in receives for piece in _pieces(m.buffer)]
-        requests += [self._comm.Isend(piece, m.peer, m.tag) for m in sends for piece in _pieces(m.buffer)]
-        self.bytes_sent += sum(m.buffer.nbytes for m in sends)
-        return _Flight(self, requests)
+        for message in receives:
+            for piece in _pieces(message.buffer):
+                flight.add(self._comm.Irecv(piece, message.peer, message.tag))
+        for message in sends:
+            for piece in _pieces(message.buffer):
+                flight.add(self._comm.Isend(piece, message.peer, message.tag))
+            self.bytes_sent += message.buffer.nbytes
+        return flight
 
     def gather(self, value: Any) -> list[Any]:
         """See `Communicator.gather`."""
@@ -72,7 +79,7 @@ class Mpi:
         mine, all_said = np.zeros(8 + self._room, np.uint8), np.empty((self.size, 8 + self._room), np.uint8)
         mine[:8] = np.frombuffer(len(said).to_bytes(8, "little"), np.uint8)
         mine[8 : 8 + len(said)] = np.frombuffer(said[: self._room], np.uint8)
-        self.wait_until(self._comm.Iallgather(mine, all_said).Test)
+        self._complete(self._comm.Iallgather(mine, all_said))
         lengths = [int.from_bytes(one[:8].tobytes(), "little") for one in all_said]
         room = self._room
         self._room = max(LEAST_ROOM, min(1 << max(lengths).bit_length(), PIECE // self.size))
@@ -90,22 +97,36 @@ class Mpi:
             here = [part[first : first + share] for part in parts]
             counts = np.array([len(piece) for piece in here])
             together = np.empty(counts.sum(), np.uint8)
-            self.wait_until(self._comm.Iallgatherv(said[first : first + share], (together, counts)).Test)
+            self._complete(self._comm.Iallgatherv(said[first : first + share], (together, counts)))
             for piece, come in zip(here, np.split(together, np.cumsum(counts)[:-1]), strict=True):
                 piece[:] = come
         return parts
+
+    def _complete(self, request: Any) -> None:
+        flight = _Flight(self)
+        flight.add(request)
+        flight.wait()
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """See `Communicator.guard`."""
         try:
             yield
-            self.wait_until(self._comm.Ibarrier().Test)
+            self._complete(self._comm.Ibarrier())
         except BaseException as error:
-            if not self._failed:
-                self._notify(error)
+            self._tell(error)
             self._part()
-            raise
+            named = self._named(error)
+            if named is error:
+                raise
+            raise named from error
+        self._leave()
+
+    def survivors(self, respawn: int = 0) -> "Mpi":
+        """See `Communicator.survivors`."""
+        raise errors.LaunchError(
+            "ranks go on without those that were lost only under Open MPI's `mpirun --with-ft ulfm`"
+        )
 
     def split(self, group: int) -> "Mpi":
         """See `Communicator.split`."""
@@ -114,10 +135,6 @@ class Mpi:
         team = _Group(part, self)
         part.Free()
         return team
-
-    def survivors(self, respawn: int = 0) -> "Mpi":
-        """See `Communicator.survivors`."""
-        raise errors.LaunchError("ranks outlive each other only under Open MPI's `mpirun --with-ft ulfm`")
 
     def close(self) -> None:
         """See `Communicator.close`."""
@@ -146,7 +163,7 @@ class Mpi:
 
     def _teams(self) -> list[int]:
         """Runs of ranks on one host, if they can share memory; the first rank of each rank's. Collective."""
-        hosts = self.gather(socket.gethostname())
+        self._hosts = hosts = self.gather(socket.gethostname())
         leaders = list(range(self.size))
         for rank in range(1, self.size):
             if hosts[rank] == hosts[rank - 1]:
@@ -173,21 +190,31 @@ class Mpi:
             offer.close()
         return array
 
-    def _notify(self, error: BaseException) -> None:
-        """Tell all other ranks why this one fails."""
+    def _tell(self, error: BaseException) -> None:
+        """Tell all other ranks why this one fails, unless they know."""
+        if self._failed:
+            return
         self._failed = True
         known = isinstance(error, errors.MfparError)
         name = type(error).__name__ if known else "RankError"
         text = str(error) if known else f"rank {self.rank} failed: {type(error).__name__}: {error}"
         notice = json.dumps([name, text]).encode()
-        others = [peer for peer in range(self.size) if peer != self.rank]
-        self._notified = notice, [self._notices.Isend(notice, peer, 0) for peer in others]
+        requests: list[Any] = []
+        self._notified = notice, requests
+        requests.extend(self._notices.Isend(notice, peer, 0) for peer in range(self.size) if peer != self.rank)
 
     def _part(self) -> None:
         """Wait until every rank has left the guard, so that the end of one cuts off no other while that cleans up."""
         barrier, until = self._notices.Ibarrier(), time.perf_counter() + FAREWELL
         while not barrier.Test() and time.perf_counter() < until:
             time.sleep(PATIENCE)
+
+    def _named(self, error: BaseException) -> BaseException:
+        """The error that a guard is left with."""
+        return error
+
+    def _leave(self) -> None:
+        """What there is to do when all ranks have come to the end of a guard."""
 
     def _look_for_notice(self) -> None:
         status = self.mpi.Status()
@@ -205,15 +232,23 @@ class _Group(Mpi):
     def __init__(self, comm: Any, whole: Mpi):
         self._whole = whole
         super().__init__(comm)
+        self.tolerant = whole.tolerant
+        self._under_way = whole._under_way
 
     def gather(self, value: Any) -> list[Any]:
         """See `Communicator.gather`; a group of one hears of failures here, as it never waits."""
         self._whole._look_for_notice()
         return super().gather(value)
 
-    def _notify(self, error: BaseException) -> None:
-        if not self._whole._failed:
-            self._whole._notify(error)
+    def survivors(self, respawn: int = 0) -> Mpi:
+        """Those of the whole."""
+        return self._whole.survivors(respawn)
+
+    def _tell(self, error: BaseException) -> None:
+        self._whole._tell(error)
+
+    def _named(self, error: BaseException) -> BaseException:
+        return self._whole._named(error)
 
     def _look_for_notice(self) -> None:
         self._whole._look_for_notice()
@@ -223,15 +258,25 @@ class _Group(Mpi):
 
 
 class _Flight:
-    """Messages under way."""
+    """Messages under way, or a collective."""
 
-    def __init__(self, comm: Mpi, requests: list[Any]):
-        self._comm, self._requests = comm, requests
+    def __init__(self, comm: Mpi):
+        self._comm = comm
+        self._requests: list[Any] = []
         self._done = False
+
+    def add(self, request: Any) -> None:
+        """One more."""
+        self._requests.append(request)
+        self._comm._under_way.append(request)
 
     def arrived(self) -> bool:
         """See `Pending.arrived`."""
-        self._done = self._done or self._comm.mpi.Request.Testall(self._requests)
+        if not self._done and self._comm.mpi.Request.Testall(self._requests):
+            self._done = True
+            under_way = self._comm._under_way
+            for request in self._requests:
+                under_way.remove(request)
         return self._done
 
     def wait(self) -> None:

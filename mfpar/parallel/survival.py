@@ -1,0 +1,219 @@
+"""What the ranks that are left do when others die, under an MPI that knows revoke, agree and shrink: ULFM.
+
+Of a communicator that has lost a rank nothing but these works. `agree` does, whatever has happened, so it is what ranks
+go by where all have to decide alike.
+"""
+
+import contextlib
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfpar.errors import RankLostError
+
+PATIENCE = 5e-4  # seconds between polls
+REST = 1.0  # seconds that messages of a communicator that was revoked get to come to rest
+START = 60.0  # seconds that a process gets to start and to call MPI
+ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by `mpirun --with-ft ulfm`, for every rank and those that it starts
+JOINS = "MFPAR_JOINS"  # tells a process started anew its rank, and how many more will be started: "2 1"
+LOSSES = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
+TAG = 0
+
+_never_freed: list[Any] = []  # requests that did not come to rest, with their buffers: MPI may write there any time
+
+
+class Fate:
+    """What this process has been through.
+
+    Attributes
+    ----------
+    outlived : whether it has outlived another rank
+    first : whether it is the first one of those that were left then
+    """
+
+    def __init__(self) -> None:
+        self.outlived = False
+        self.first = False
+
+
+fate = Fate()
+
+
+def tolerates(MPI: Any, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether ranks go on when others die: MPI knows how, and the launcher was told to let them. Local."""
+    if environment.get(ENABLED, "").lower() not in ("1", "true", "yes", "enabled"):
+        return False
+    try:
+        MPI.COMM_SELF.Is_revoked()
+    except (AttributeError, NotImplementedError, MPI.Exception):
+        return False
+    return True
+
+
+def is_loss(MPI: Any, error: BaseException, comm: Any) -> bool:
+    """Whether an error says that a rank of a communicator was lost. Local.
+
+    Of several messages together MPI says only that one has failed; then it is asked.
+    """
+    if isinstance(error, RankLostError):
+        return True
+    if not isinstance(error, MPI.Exception):
+        return False
+    return error.Get_error_class() in [getattr(MPI, name) for name in LOSSES] or is_over(comm)
+
+
+def is_over(comm: Any) -> bool:
+    """Whether it is known here that the communicator has lost a rank, or was revoked. Local."""
+    return bool(comm.Is_revoked() or lost(comm))
+
+
+def lost(comm: Any) -> list[int]:
+    """Ranks of the communicator that are known here to have died. Local."""
+    group = comm.Get_failed()
+    return sorted(group.Translate_ranks(list(range(group.Get_size())), comm.Get_group()))
+
+
+def sentence(comm: Any, hosts: list[str]) -> str:
+    """Who has died, as far as that is known here."""
+    names = [f"rank {rank} on host {hosts[rank]}" if hosts else f"rank {rank}" for rank in lost(comm)]
+    return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} died" if names else "a rank was lost"
+
+
+def revoke(*comms: Any) -> None:
+    """End communicators for all their ranks, wherever those wait; None is left out. Local."""
+    for comm in filter(None, comms):
+        with contextlib.suppress(RuntimeError):  # MPI.Exception is one
+            comm.Revoke()
+
+
+def shrunk(comm: Any) -> Any:
+    """A communicator of the ranks that are left of one that was revoked. Collective."""
+    agree(comm)  # MPI's own waits burn the core: all are there first
+    return comm.Shrink()
+
+
+def agree(comm: Any, *flags: bool, patience: float = math.inf, admitted: bool = True) -> list[bool]:
+    """What all ranks of a communicator that are left say yes to; to all the same. Collective.
+
+    Parameters
+    ----------
+    flags : to nothing at all is said yes if it comes out that a rank has died
+    patience : seconds after which the answer is no, whatever the others say
+    admitted : False for a process that others may have given up in the meantime; the answer is no then
+    """
+    said = np.array([sum(int(flag) << place for place, flag in enumerate(flags))], np.int32)
+    request, until = comm.Iagree(said), time.perf_counter() + patience
+    try:
+        while not request.Test():
+            if time.perf_counter() > until or (not admitted and comm.Is_revoked()):
+                _never_freed.append((request, said))
+                return [False for _ in flags]
+            time.sleep(PATIENCE)
+    except RuntimeError:  # a rank has died; the flags are what they would be
+        said &= ~1
+    return [bool(said[0] >> place & 1) for place in range(len(flags))]
+
+
+def rest(requests: list[Any]) -> None:
+    """Let go of messages of a communicator that was revoked: none of their buffers is written to any more. Local."""
+    until = time.perf_counter() + REST
+    for request in requests:
+        with contextlib.suppress(RuntimeError):
+            while not request.Test():
+                if time.perf_counter() > until:
+                    _never_freed.append(request)
+                    break
+                time.sleep(PATIENCE)
+
+
+def command() -> list[str]:
+    """What to run for a rank that is started anew; nothing where this process is not mfpar's own command line."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if (spec and spec.name == "mfpar.__main__") or Path(sys.argv[0]).name == "mfpar":
+        return [sys.executable, "-m", "mfpar", *sys.argv[1:]]
+    return []
+
+
+def enlarged(comm: Any, count: int) -> tuple[Any, str]:
+    """A communicator with so many new processes behind the others, and what went wrong, "" if nothing. Collective.
+
+    What has kept them from starting is known to the first rank alone.
+
+    One after the other, as MPI ends all processes that were started together with the first of them that dies; and by
+    the first rank alone, as none of the others could leave MPI's spawn if a rank died meanwhile.
+    """
+    for number in range(count):
+        pair, problem = comm, ""  # of the other ranks MPI does not look at it
+        if comm.Get_rank() == 0:
+            pair, problem = _started(comm.Get_size(), count - number - 1)
+        together = None
+        if agree(comm, not problem)[0]:
+            with contextlib.suppress(RuntimeError):
+                together = comm.Create_intercomm(0, pair, 1, TAG).Merge(high=False)
+            if agree(comm, together is not None)[0]:
+                agree(together, True)
+                comm = together
+                continue
+        revoke(together)
+        reason = f": {problem}" if problem else ""
+        return comm, f"{count - number} of {count} ranks could not be started again{reason}"
+    return comm, ""
+
+
+def _started(rank: int, more: int) -> tuple[Any, str]:
+    """A communicator of this process and a new one, and why there is none; at most so long as `START`. Local."""
+    from mpi4py import MPI
+
+    line = command()
+    if not line:
+        return None, "only mfpar's command line can start itself again"
+    found: list[tuple[Any, str]] = []
+
+    def start() -> None:
+        try:
+            # A variable tells it who it is before it starts MPI.
+            inter = MPI.COMM_SELF.Spawn("env", [f"{JOINS}={rank} {more}", *line], maxprocs=1)
+            found.append((inter.Merge(high=False), ""))
+        except MPI.Exception as error:
+            found.append((None, f"MPI says {error}"))
+
+    thread = threading.Thread(target=start, daemon=True)  # of a process that never calls MPI this hears nothing
+    thread.start()
+    thread.join(START)
+    return found[0] if found else (None, f"no answer in {START:.0f} s")
+
+
+def joins(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """Rank of a process started anew, and how many more will be; None for any other process."""
+    if JOINS not in environment:
+        return None
+    rank, more = environment[JOINS].split()
+    return int(rank), int(more)
+
+
+def joined(more: int) -> tuple[Any, str]:
+    """In a process started anew: see `enlarged`, of which this is the other side. Collective.
+
+    Raises
+    ------
+    RankLostError
+        The ranks that have started it have given it up.
+    """
+    from mpi4py import MPI
+
+    try:
+        pair = MPI.Comm.Get_parent().Merge(high=True)
+        together = MPI.COMM_SELF.Create_intercomm(0, pair, 0, TAG).Merge(high=True)
+    except MPI.Exception as error:
+        raise RankLostError(f"the ranks that have started this one are gone: {error}") from error
+    agree(together, True, admitted=False)
+    if together.Is_revoked():
+        raise RankLostError("the ranks that have started this one have given it up")
+    return enlarged(together, more)

@@ -1,0 +1,129 @@
+"""Ranks of which some may die, under an MPI that knows ULFM: the others find it out together, and go on."""
+
+import contextlib
+import math
+import time
+from typing import Any
+
+from mfpar import errors
+from mfpar.parallel import survival
+from mfpar.parallel.mpi import FAREWELL, PATIENCE, Mpi
+
+HEARSAY = 1.0  # seconds that a notice takes at most
+
+
+class Tolerant(Mpi):
+    """See `Mpi`. A look for notices, wherever a rank waits, finds those that have died, too."""
+
+    tolerant = True
+
+    def __init__(self, comm: Any, joined: bool = False, warning: str = ""):
+        super().__init__(comm, joined, warning)
+        self._lost = False  # a rank, as far as this one knows
+        self._over = False  # a guard was left with an error on all ranks: they meet here no more
+        self._groups: list[Mpi] = []
+        self._told: BaseException | None = None
+
+    def split(self, group: int) -> Mpi:
+        """See `Communicator.split`."""
+        team = super().split(group)
+        self._groups.append(team)
+        return team
+
+    def survivors(self, respawn: int = 0) -> Mpi:
+        """See `Communicator.survivors`."""
+        self._revoke()
+        survival.rest(self._under_way)
+        self._under_way = []
+        # What was revoked is not freed: MPI may still be at work on what others have sent.
+        comm, warning = survival.enlarged(survival.shrunk(self._comm), respawn)
+        return formed(comm, warning=warning)
+
+    def close(self) -> None:
+        """See `Communicator.close`; does nothing if a rank was lost."""
+        if not self._over:
+            super().close()
+
+    def _tell(self, error: BaseException) -> None:
+        if self._over:
+            return
+        self._lost = survival.is_loss(self.mpi, error, self._notices)
+        if self._lost:
+            self._revoke()
+            return
+        with contextlib.suppress(self.mpi.Exception):  # who has died needs no notice
+            super()._tell(error)
+
+    def _part(self) -> None:
+        if not self._over:
+            self._decide(well=False)
+
+    def _leave(self) -> None:
+        if not self._decide(well=True):
+            self._revoke()
+            raise self._loss()
+
+    def _named(self, error: BaseException) -> BaseException:
+        if self._lost and (isinstance(error, self.mpi.Exception) or error is self._told):
+            self._told = error = self._loss()  # anew for a guard further out: more may be known now
+        return error
+
+    def _decide(self, well: bool) -> bool:
+        """Whether all have come to the end of a guard and none has died. Collective among those that are left.
+
+        Raises the error that another rank has left it with, if this one only knows that one was lost.
+        """
+        unfailed = not self._failed
+        all_well, all_unfailed = survival.agree(self._comm, well, unfailed, patience=math.inf if unfailed else FAREWELL)
+        if all_well:
+            return True
+        self._over = True
+        gone = survival.lost(self._comm)
+        if gone or all_unfailed:
+            survival.fate.outlived = True
+            survival.fate.first = self.rank == min(set(range(self.size)) - set(gone))
+        if unfailed and not all_unfailed:
+            self._hear()
+        return False
+
+    def _hear(self) -> None:
+        until = time.perf_counter() + HEARSAY
+        with contextlib.suppress(self.mpi.Exception):  # no notice comes through any more
+            while time.perf_counter() < until:
+                self._look_for_notice()
+                time.sleep(PATIENCE)
+        raise errors.RankError("a rank has failed while another one was lost")
+
+    def _revoke(self) -> None:
+        """Let all ranks know, wherever they wait, that nothing more comes of this communicator. Local."""
+        survival.revoke(self._comm, self._notices, *(group._comm for group in self._groups))
+
+    def _loss(self) -> errors.RankLostError:
+        return errors.RankLostError(survival.sentence(self._comm, self._hosts))
+
+
+def formed(comm: Any, joined: bool = False, warning: str = "") -> Mpi:
+    """An `Mpi` of all ranks of one of mpi4py's, or, where ranks die meanwhile, of those that are left. Collective."""
+    from mpi4py import MPI
+
+    if not survival.tolerates(MPI):
+        return Mpi(comm)
+    made: Tolerant | None
+    while True:
+        made, failure = None, None
+        try:
+            made = Tolerant(comm, joined, warning)
+        except MPI.Exception as error:
+            failure = error
+        loss = failure is None or survival.is_loss(MPI, failure, comm)
+        all_well, only_losses = survival.agree(comm, made is not None, loss)
+        if made and all_well:
+            survival.fate.first = made.rank == 0
+            return made
+        survival.revoke(comm)
+        if made:
+            made._revoke()
+        if not only_losses:
+            raise failure or errors.RankError("another rank failed to take part in the communicator of those left")
+        survival.fate.outlived = True
+        comm = survival.shrunk(comm)
