@@ -70,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def leave(code: int) -> None:
     """End MPI after others have died, or the process where MPI can't come to its end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     by_force = threading.Timer(LAST_WISH, os._exit, (code,))
     by_force.daemon = True
     by_force.start()

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-FAULT_TOLERANCE = ("OMPI_MCA_mpi_ft_enable", "PRTE_MCA_prte_enable_ft", "OMPI_MCA_mpi_ft_verbose")
+FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set by `mpirun --with-ft ulfm`, for every rank and those that it starts
 LEVELS = ("single", "funneled", "serialized", "multiple")
 
 
@@ -33,8 +33,8 @@ def about_mpi(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
         "library": " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split()),
         "standard": ".".join(map(str, MPI.Get_version())),
         "threads": _level(MPI) if running else None,
-        "revoke": _revokes(MPI) if running else None,
-        "tolerant": any(environment.get(name, "") not in ("", "0", "false") for name in FAULT_TOLERANCE),
+        "revoke": revokes(MPI) if running else None,
+        "tolerant": enabled(environment),
     }
 
 
@@ -43,7 +43,12 @@ def _level(MPI: Any) -> str:
     return LEVELS[known.index(MPI.Query_thread())]
 
 
-def _revokes(MPI: Any) -> bool:
+def enabled(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher was told to let ranks go on when others die. Local."""
+    return environment.get(FAULT_TOLERANCE, "").lower() in ("1", "true", "yes", "enabled")
+
+
+def revokes(MPI: Any) -> bool:
     """Whether a communicator can be asked if it was revoked; mpi4py raises NotImplementedError where it can't."""
     try:
         MPI.COMM_SELF.Is_revoked()

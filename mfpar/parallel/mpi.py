@@ -55,7 +55,7 @@ class Mpi:
         self.joined, self.warning = joined, warning
         self._room = LEAST_ROOM
         self._failed = False
-        self._under_way: list[Any] = []  # requests: alive until they have come to rest
+        self._under_way: set[_Flight] = set()  # MPI may write to their buffers any time
         self._notified: Any = None  # the notice that this rank has sent, with its requests: alive until it has gone out
         self.leaders = self._teams()
 
@@ -262,22 +262,18 @@ class _Flight:
 
     def __init__(self, comm: Mpi):
         self._comm = comm
-        self._requests: list[Any] = []
-        self._done = False
+        self.requests: list[Any] = []
 
     def add(self, request: Any) -> None:
         """One more."""
-        self._requests.append(request)
-        self._comm._under_way.append(request)
+        self._comm._under_way.add(self)
+        self.requests.append(request)
 
     def arrived(self) -> bool:
         """See `Pending.arrived`."""
-        if not self._done and self._comm.mpi.Request.Testall(self._requests):
-            self._done = True
-            under_way = self._comm._under_way
-            for request in self._requests:
-                under_way.remove(request)
-        return self._done
+        if self in self._comm._under_way and self._comm.mpi.Request.Testall(self.requests):
+            self._comm._under_way.discard(self)
+        return self not in self._comm._under_way
 
     def wait(self) -> None:
         """See `Pending.wait`."""

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from mfpar.errors import RankLostError
+from mfpar.parallel.installed import enabled, revokes
 
 PATIENCE = 5e-4  # seconds between polls
 REST = 1.0  # seconds that messages of a communicator that was revoked get to come to rest
 START = 60.0  # seconds that a process gets to start and to call MPI
-ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by `mpirun --with-ft ulfm`, for every rank and those that it starts
 JOINS = "MFPAR_JOINS"  # tells a process started anew its rank, and how many more will be started: "2 1"
 LOSSES = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
 TAG = 0
@@ -46,15 +46,9 @@ class Fate:
 fate = Fate()
 
 
-def tolerates(MPI: Any, environment: Mapping[str, str] = os.environ) -> bool:
+def tolerates(MPI: Any) -> bool:
     """Whether ranks go on when others die: MPI knows how, and the launcher was told to let them. Local."""
-    if environment.get(ENABLED, "").lower() not in ("1", "true", "yes", "enabled"):
-        return False
-    try:
-        MPI.COMM_SELF.Is_revoked()
-    except (AttributeError, NotImplementedError, MPI.Exception):
-        return False
-    return True
+    return enabled() and revokes(MPI)
 
 
 def is_loss(MPI: Any, error: BaseException, comm: Any) -> bool:
@@ -104,9 +98,9 @@ def agree(comm: Any, *flags: bool, patience: float = math.inf, admitted: bool = 
 
     Parameters
     ----------
-    flags : to nothing at all is said yes if it comes out that a rank has died
+    flags : to the first nobody says yes if it comes out that a rank has died
     patience : seconds after which the answer is no, whatever the others say
-    admitted : False for a process that others may have given up in the meantime; the answer is no then
+    admitted : False for a process that the others may give up in the meantime, by revoking; the answer is no then
     """
     said = np.array([sum(int(flag) << place for place, flag in enumerate(flags))], np.int32)
     request, until = comm.Iagree(said), time.perf_counter() + patience
@@ -213,6 +207,7 @@ def joined(more: int) -> tuple[Any, str]:
         together = MPI.COMM_SELF.Create_intercomm(0, pair, 0, TAG).Merge(high=True)
     except MPI.Exception as error:
         raise RankLostError(f"the ranks that have started this one are gone: {error}") from error
+    fate.outlived = True
     agree(together, True, admitted=False)
     if together.Is_revoked():
         raise RankLostError("the ranks that have started this one have given it up")

@@ -33,8 +33,8 @@ class Tolerant(Mpi):
     def survivors(self, respawn: int = 0) -> Mpi:
         """See `Communicator.survivors`."""
         self._revoke()
-        survival.rest(self._under_way)
-        self._under_way = []
+        survival.rest([request for flight in self._under_way for request in flight.requests])
+        self._under_way.clear()
         # What was revoked is not freed: MPI may still be at work on what others have sent.
         comm, warning = survival.enlarged(survival.shrunk(self._comm), respawn)
         return formed(comm, warning=warning)
@@ -109,11 +109,12 @@ def formed(comm: Any, joined: bool = False, warning: str = "") -> Mpi:
     if not survival.tolerates(MPI):
         return Mpi(comm)
     made: Tolerant | None
+    failure: BaseException | None
     while True:
-        made, failure = None, None
+        made = failure = None
         try:
             made = Tolerant(comm, joined, warning)
-        except MPI.Exception as error:
+        except BaseException as error:  # noqa: BLE001 - raised below, when the others know of it
             failure = error
         loss = failure is None or survival.is_loss(MPI, failure, comm)
         all_well, only_losses = survival.agree(comm, made is not None, loss)
@@ -124,6 +125,7 @@ def formed(comm: Any, joined: bool = False, warning: str = "") -> Mpi:
         if made:
             made._revoke()
         if not only_losses:
-            raise failure or errors.RankError("another rank failed to take part in the communicator of those left")
+            raise failure or errors.RankError("another rank failed while ranks came together")
         survival.fate.outlived = True
+        warning = warning or f"{survival.sentence(comm, [])} while ranks came together; the others go on"
         comm = survival.shrunk(comm)
