@@ -46,8 +46,8 @@ class Mpi:
             raise errors.LaunchError(
                 "MPI was initialised without support for threads; let mpi4py initialise it, with MPI.THREAD_MULTIPLE"
             )
-        self._comm = comm.Dup()  # for messages
-        self._notices = comm.Dup()
+        self._comm = self._alike(comm)  # for messages
+        self._notices = self._alike(comm)
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.library: str = " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split())
@@ -58,6 +58,10 @@ class Mpi:
         self._under_way: set[_Flight] = set()  # MPI may write to their buffers any time
         self._notified: Any = None  # the notice that this rank has sent, with its requests: alive until it has gone out
         self.leaders = self._teams()
+
+    def _alike(self, comm: Any) -> Any:
+        """Another communicator of the same ranks. Collective."""
+        return comm.Dup()
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """See `Communicator.start`."""

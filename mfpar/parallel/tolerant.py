@@ -24,6 +24,13 @@ class Tolerant(Mpi):
         self._groups: list[Mpi] = []
         self._told: BaseException | None = None
 
+    def _alike(self, comm: Any) -> Any:
+        """See `Mpi`: by way of what makes communicators even while ranks die; MPI's Dup may never come back then."""
+        other = comm.Shrink()
+        if other.Get_size() < comm.Get_size():
+            raise errors.RankLostError("a rank has died while ranks came together")
+        return other
+
     def split(self, group: int) -> Mpi:
         """See `Communicator.split`."""
         team = super().split(group)
