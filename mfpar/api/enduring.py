@@ -58,7 +58,9 @@ def train_enduringly(
             LOG.debug("%s", lost, exc_info=True)
         precautions.attempts += 1
         gc.collect()  # what the attempt had in memory goes before the next one takes it
-        comm = comm.survivors(ranks - comm.size if safety.respawn else 0)
+        comm = comm.survivors()
+        if safety.respawn and comm.size < ranks:
+            comm = comm.survivors(ranks - comm.size)
         LOG.debug("rank %d of %d from here on", comm.rank, comm.size)
         if comm.rank == 0:
             message = f"{lost}; {comm.size} rank{'s go' if comm.size > 1 else ' goes'} on"
