@@ -116,7 +116,7 @@ def test_a_lost_host_is_done_without(data, fingerprint, make_hosts, tmp_path, fa
         "BIN": str(BIN), "SHARED": str(tmp_path),
     }  # fmt: skip
     example = Path(__file__).parents[1] / "examples" / "supervised.sh"
-    command = ["bash", str(example), *map(str, SETTINGS), "--hang-timeout", "5", "--progress", "json"]
+    command = ["bash", str(example), *map(str, SETTINGS), "--hang-timeout", "4", "--progress", "json"]
     striking = threading.Thread(target=strike)
     striking.start()
     done = hosts.run_on_login(command, SOON, sabotage(tmp_path, 2, "time.sleep(1)") | settings)

@@ -37,7 +37,7 @@ def quick(monkeypatch):
         (watch, "GONE", 1.0),
         (supervisor, "LOOK", PERIOD),
         (supervisor, "FAREWELL", 1.0),
-        (hosts, "ANSWER", 5.0),
+        (hosts, "ANSWER", 3.0),
     ):
         monkeypatch.setattr(module, name, value)
 
