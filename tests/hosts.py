@@ -32,6 +32,7 @@ GROUPS = {
     Path("/sys/fs/cgroup"): ("memory.max", "memory.swap.max", "memory.events"),
 }
 PREFIX = "mfpar-host"
+BRIDGE = "02:00:00:00:00:fe"
 BIN = Path(sys.executable).parent
 OPEN_MPI = (BIN / "prterun").exists()  # else MPICH, if any
 
@@ -99,7 +100,9 @@ class Hosts:
         with contextlib.ExitStack() as closing:
             remove_groups_of_the_dead()
             self._switch = closing.enter_context(_holder("login", self._folder / "addresses", ()))
-            self._on_switch("ip link add br0 type bridge && ip addr add 10.77.0.254/24 dev br0 && ip link set br0 up")
+            # An address of its own: it would take another port's, and with the end of that host a new one.
+            self._on_switch(f"ip link add br0 address {BRIDGE} type bridge")
+            self._on_switch("ip addr add 10.77.0.254/24 dev br0 && ip link set br0 up")
             for n, name in enumerate(self.names):
                 # The group is removed behind its host.
                 if n in self._memory:
