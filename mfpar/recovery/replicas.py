@@ -128,25 +128,36 @@ class Replicas:
             self._own = self._copy = None
             self._own_room, self._copy_room, self._spare = Room(), Room(), Room()
         else:
-            living = dict(blocks())
-            said = json.dumps({key: block.size for key, block in living.items()}).encode()
-            generations, lengths = zip(*comm.gather([self._newest, len(said)]), strict=True)
-            generation = max(generations) + 1
-            keeper, ward = keeper_and_ward(comm)
-            self._refused = generation
-            coming = np.empty(lengths[ward], np.uint8)
-            swap(comm, [np.frombuffer(said, np.uint8)], keeper, [coming], ward)
-            theirs = self._spare.lay_out(json.loads(coming.tobytes()))
-            swap(comm, list(living.values()), keeper, list(theirs.values()), ward)
-            own, copy = (
-                Shard(generation, rank, comm.size, cut, kept) for rank, kept in ((comm.rank, living), (ward, theirs))
-            )
-            self._pending, self._refused = (own, copy), 0
-            comm.gather(None)
-            self._commit(own, copy)
-            comm.gather(None)
+            self._keep(comm, cut, dict(blocks()))
         self._cost = self._clock() - started
         self._due_at = self._clock() + SELDOM * self._cost
+
+    def _keep(self, comm: Communicator, cut: dict[str, Any], living: dict[str, np.ndarray]) -> None:
+        """Let a new generation take the place of the old one. Collective."""
+        said = json.dumps({key: block.size for key, block in living.items()}).encode()
+        generations, lengths = zip(*comm.gather([self._newest, len(said)]), strict=True)
+        generation = max(generations) + 1
+        if self._refused:  # what was on its way when a rank was lost may come yet
+            self._spare = Room()
+        self._refused = generation  # until the copy is complete
+        keeper, ward = keeper_and_ward(comm)
+        listing = np.empty(lengths[ward], np.uint8)
+        swap(comm, [np.frombuffer(said, np.uint8)], keeper, [listing], ward)
+        # Shards of other ranks than before have other sizes, so that old rooms may be larger than they need be.
+        moved = self._own is not None and (self._own.rank, self._own.ranks) != (comm.rank, comm.size)
+        if moved:
+            self._spare = Room()
+        theirs = self._spare.lay_out(json.loads(listing.tobytes()))
+        swap(comm, list(living.values()), keeper, list(theirs.values()), ward)
+        own, copy = (
+            Shard(generation, rank, comm.size, cut, kept) for rank, kept in ((comm.rank, living), (ward, theirs))
+        )
+        self._pending, self._refused = (own, copy), 0
+        comm.gather(None)
+        if moved:
+            self._own, self._copy, self._own_room, self._copy_room = None, None, Room(), Room()
+        self._commit(own, copy)
+        comm.gather(None)
 
     def best(self, comm: Communicator) -> dict[str, Any] | None:
         """The newest cut that the ranks of a communicator hold all shards of; None: there is none. Collective.
