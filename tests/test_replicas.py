@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfpar.budget import needs_of
-from mfpar.errors import RankLostError
+from mfpar.errors import RankError, RankLostError
 from mfpar.grid import span
 from mfpar.parallel import exchange
 from mfpar.parallel.comm import Serial
@@ -46,10 +46,14 @@ def train_on(blocks: dict[str, np.ndarray]) -> None:
 
 
 def keep(comm, replicas: Replicas, cut: dict) -> None:
-    """Refresh, and train on if that has succeeded, or if it is known what to go back to."""
+    """Refresh, and train on if that has succeeded; as ranks of a node share memory, in blocks of all of them."""
     live = state(comm, cut)
+    everyone = comm.hub.shared if isinstance(comm, simulated.Simulated) else {}
+    everyone[f"live {cut['step']}", comm.rank] = live
     replicas.refresh(comm, cut, live.items)
-    train_on(live)
+    for (name, _), blocks in list(everyone.items()):
+        if name == f"live {cut['step']}":
+            train_on(blocks)
 
 
 def restored(comm, replicas: Replicas, events: list[int]) -> dict | None:
@@ -267,7 +271,7 @@ def test_what_was_not_kept_is_refused():
 
     with pytest.raises(ValueError, match="no rank has kept rows/99"):
         Replicas().restore(Serial(), [("rows/99", np.zeros(3, np.float32))])
-    with pytest.raises(ValueError, match="no rank has kept rows/99"):
+    with pytest.raises(RankError, match=r"rank 1 failed: .*no rank has kept rows/99"):
         simulated.run(2, body)
 
 
