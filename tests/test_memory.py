@@ -321,3 +321,27 @@ def test_the_peak_is_what_was_planned(tmp_path, given):
     assert spilled == ("spill" in given)
     assert planned <= given.get("memory", planned)
     assert 0.75 * planned <= peak <= planned, (peak, planned)
+
+
+def test_copies_and_checkpoints_make_room_for_replicas():
+    matrix, layout = sizes(16, 1_600_000, 160_000, 1_600_000), Layout(64, True)
+    options = {"rating_bytes": 10, "replicas": 1, "checkpoint": True}
+    whole = needs_of(*matrix, layout, 4, 0, (0, 1), memory=None, **options)
+    shard = 4 * 4 * (layout.floats(100_000) + layout.floats(10_000))
+    assert (whole.safety, whole.waiting) == (4 * shard, False)
+    assert needs_of(*matrix, layout, 4, 0, (0, 1), memory=None, **options, best=True).safety == 8 * shard
+    assert needs_of(*matrix, layout, 1, 0, (0, 1), memory=None, rating_bytes=10, replicas=1).safety == 0
+    bare = whole.total - whole.copies
+    for memory, safety, waiting in ((bare, 4 * shard, False), (bare - 1, 3 * shard, True)):
+        found = needs_of(*matrix, layout, 4, 0, (0, 1), memory=memory, **options)
+        assert (found.copies, found.safety, found.waiting, found.streamed) == (0, safety, waiting, False)
+    memory = bare - 2 * shard
+    for spill in (False, True):
+        found = needs_of(*matrix, layout, 4, 0, (0, 1), memory=memory, spill=spill, **options)
+        assert found.streamed
+        assert not found.spilled
+        assert found.total > memory
+    text = refusal(found, *matrix, layout, 4, 1, memory=memory, **options)
+    assert "MB for replicas); " in text
+    assert "--replicas 0, to keep no copies in the memory of other ranks" in text
+    assert needs_of(*matrix, layout, 4, 0, (0, 1), memory=memory, **options | {"replicas": 0}).total <= memory

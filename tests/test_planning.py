@@ -441,3 +441,19 @@ def test_quantities():
     assert quantities.rate_or_auto("auto") is None
     assert quantities.network("12.5GB,1ms") == Network(12.5e9, 1e-3)
     assert quantities.network("1Gbps,3us") == quantities.network("1Gb/s,3µs")
+
+
+def test_replicas_and_checkpoints_are_planned(tmp_path, capsys):
+    found = json.loads(said(capsys, *DESCRIBED, "--ranks", "1,4", "--json", "--replicas", "1"))["plan"]
+    assert found[0]["safety"] == 0
+    assert found[1]["safety"] > 3 * found[1]["rows"]
+    with_checkpoint = json.loads(said(capsys, *DESCRIBED, "--ranks", "4", "--json", "--replicas", "1", "--checkpoint"))
+    assert with_checkpoint["plan"][0]["safety"] == found[1]["safety"] // 3 * 4
+    assert not with_checkpoint["plan"][0]["checkpoints_wait"]
+    (tmp_path / "given.toml").write_text('[safety]\ncheckpoint = "here"\nreplicas = 1\n')
+    memory = with_checkpoint["plan"][0]["memory"] - with_checkpoint["plan"][0]["copies"] - 1
+    said_lines = said(
+        capsys, *DESCRIBED, "--ranks", "4", "--config", tmp_path / "given.toml", "--memory", str(memory)
+    ).splitlines()
+    assert said_lines[-1].endswith("\tyes, checkpoints wait")
+    assert "give one of them" in said(capsys, *DESCRIBED, "--replicas", "1", "--spill", code=2)
