@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def leave(code: int) -> None:
-    """End MPI after others have died, or the process where MPI can't come to its end."""
+def leave(code: int) -> NoReturn:
+    """End this process, which has outlived others: MPI may never come to its end, nor what it leaves to Python's."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -77,7 +77,7 @@ def leave(code: int) -> None:
     by_force.daemon = True
     by_force.start()
     launch.finalize()
-    by_force.cancel()
+    os._exit(code)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
