@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from mfpar.parallel import launch
 
 INTERRUPTED = 130
 TERMINATED = 143
-LAST_WISH = 5.0  # seconds that MPI gets for its end when ranks were lost; it may never come to it then
 GOODBYE = 15.0  # seconds that other ranks, whose end would be its end, give the first to speak and to end them all
 
 
@@ -69,14 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, which has outlived others: MPI may never come to its end, nor what it leaves to Python's."""
+    """End this process, which has outlived others, past MPI: that may never come to its end now, on one host either."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    by_force = threading.Timer(LAST_WISH, os._exit, (code,))
-    by_force.daemon = True
-    by_force.start()
-    launch.finalize()
     os._exit(code)
 
 

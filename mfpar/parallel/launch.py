@@ -127,15 +127,6 @@ def outlived() -> bool:
     return survival.fate.outlived
 
 
-def finalize() -> None:
-    """End MPI, if it runs. Collective, but may not return if ranks were lost."""
-    if "mpi4py.MPI" in sys.modules:
-        from mpi4py import MPI
-
-        if MPI.Is_initialized() and not MPI.Is_finalized():
-            MPI.Finalize()
-
-
 def abort(code: int) -> None:
     """End all ranks that were launched with this one, at once, with this exit code."""
     from mpi4py import MPI
