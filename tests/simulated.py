@@ -250,6 +250,9 @@ class Simulated:
     def close(self) -> None:
         pass
 
+    def watch(self, timeout: float) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()  # threads don't hang
+
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         self._guards += 1

@@ -105,6 +105,14 @@ class Communicator(Protocol):
         communicator then. If a rank fails by itself at that moment, the others raise RankError: the run has failed.
         """
 
+    def watch(self, timeout: float) -> contextlib.AbstractContextManager[None]:
+        """A region in which ranks watch each other, so that none waits for ever for one that hangs. Collective.
+
+        Who has made no progress for `timeout` seconds (0: nobody is watched) is taken for dead, and killed where that
+        can be done. If the others can go on without it, they notice as they notice any death; if not, the waits of all
+        raise RankError with a sentence that names it. The region ends for a rank once all have come to its end.
+        """
+
     def survivors(self, respawn: int = 0) -> "Communicator":
         """The communicator of the ranks that are left, in their order. Collective among them, after RankLostError.
 
@@ -162,6 +170,10 @@ class Serial:
     def guard(self) -> Iterator[None]:
         """Errors raise as they are."""
         yield
+
+    def watch(self, timeout: float) -> contextlib.AbstractContextManager[None]:
+        """A rank alone has nobody to watch."""
+        return contextlib.nullcontext()
 
     def survivors(self, respawn: int = 0) -> Communicator:
         """Nobody survives a single rank."""

@@ -19,6 +19,7 @@ import numpy as np
 from mfpar import errors
 from mfpar.parallel.comm import Message, Pending
 from mfpar.parallel.memory import Address, Offer, aligned
+from mfpar.parallel.watch import Watch
 
 PATIENCE = 5e-4  # seconds between polls of a wait that has become long
 PIECE = 1 << 30  # bytes of a message at most, or of all that a collective brings: MPI 3 counts in 32 bits
@@ -48,6 +49,7 @@ class Mpi:
             )
         self._comm = self._alike(comm)  # for messages
         self._notices = self._alike(comm)
+        self._watch = Watch(self._alike(comm))
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.library: str = " ".join(MPI.Get_library_version().splitlines()[0].split(",")[0].split())
@@ -144,16 +146,22 @@ class Mpi:
         """See `Communicator.close`."""
         self._comm.Free()
         self._notices.Free()
+        self._watch.close()
+
+    def watch(self, timeout: float) -> contextlib.AbstractContextManager[None]:
+        """See `Communicator.watch`."""
+        return self._watch.over(self, timeout)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """See `Communicator.wait_until`: polls ever more slowly, so that neighbours get the core."""
         started = looked = time.perf_counter()
-        pause = 0.0
+        pause, used = 0.0, None
         while not condition():
             now = time.perf_counter()
             if now - looked > NOTICE_EVERY:
                 looked = now
                 self._look_for_notice()
+                used = self._watch.waits.look(used)
             if now - started > 50e-6:
                 pause = min(PATIENCE, pause + 20e-6)
             time.sleep(pause)
@@ -209,7 +217,7 @@ class Mpi:
 
     def _part(self) -> None:
         """Wait until every rank has left the guard, so that the end of one cuts off no other while that cleans up."""
-        barrier, until = self._notices.Ibarrier(), time.perf_counter() + FAREWELL
+        barrier, until = self._notices.Ibarrier(), time.perf_counter() + self._watch.patience(FAREWELL)
         while not barrier.Test() and time.perf_counter() < until:
             time.sleep(PATIENCE)
 
@@ -221,6 +229,11 @@ class Mpi:
         """What there is to do when all ranks have come to the end of a guard."""
 
     def _look_for_notice(self) -> None:
+        try:
+            self._watch.check()
+        except errors.RankError:
+            self._failed = True  # all have been told
+            raise
         status = self.mpi.Status()
         if self._notices.Iprobe(self.mpi.ANY_SOURCE, 0, status):
             notice = bytearray(status.Get_count(self.mpi.BYTE))
@@ -238,6 +251,7 @@ class _Group(Mpi):
         super().__init__(comm)
         self.tolerant = whole.tolerant
         self._under_way = whole._under_way
+        self._watch.waits = whole._watch.waits
 
     def gather(self, value: Any) -> list[Any]:
         """See `Communicator.gather`; a group of one hears of failures here, as it never waits."""

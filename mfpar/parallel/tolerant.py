@@ -81,7 +81,8 @@ class Tolerant(Mpi):
         Raises the error that another rank has left it with, if this one only knows that one was lost.
         """
         unfailed = not self._failed
-        all_well, all_unfailed = survival.agree(self._comm, well, unfailed, patience=math.inf if unfailed else FAREWELL)
+        patience = math.inf if unfailed else self._watch.patience(FAREWELL)
+        all_well, all_unfailed = survival.agree(self._comm, well, unfailed, patience=patience)
         if all_well:
             return True
         self._over = True
@@ -106,7 +107,7 @@ class Tolerant(Mpi):
         survival.revoke(self._comm, self._notices, *(group._comm for group in self._groups))
 
     def _loss(self) -> errors.RankLostError:
-        return errors.RankLostError(survival.sentence(self._comm, self._hosts))
+        return errors.RankLostError(self._watch.sentence or survival.sentence(self._comm, self._hosts))
 
 
 def formed(comm: Any, joined: bool = False, warning: str = "") -> Mpi:
