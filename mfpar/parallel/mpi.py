@@ -18,11 +18,11 @@ import numpy as np
 
 from mfpar import errors
 from mfpar.parallel.comm import Message, Pending
+from mfpar.parallel.flight import PIECE, Flight, pieces_of
 from mfpar.parallel.memory import Address, Offer, aligned
 from mfpar.parallel.watch import Watch
 
 PATIENCE = 5e-4  # seconds between polls of a wait that has become long
-PIECE = 1 << 30  # bytes of a message at most, or of all that a collective brings: MPI 3 counts in 32 bits
 LEAST_ROOM = 512  # bytes that a gather has for what a rank says, before it knows
 NOTICE_EVERY = 0.05  # seconds between looks for notices
 FAREWELL = 10.0  # seconds that a failing rank gives the others to take notice and to clean up
@@ -57,7 +57,7 @@ class Mpi:
         self.joined, self.warning = joined, warning
         self._room = LEAST_ROOM
         self._failed = False
-        self._under_way: set[_Flight] = set()  # MPI may write to their buffers any time
+        self.under_way: set[Flight] = set()  # MPI may write to their buffers any time
         self._notified: Any = None  # the notice that this rank has sent, with its requests: alive until it has gone out
         self.leaders = self._teams()
 
@@ -67,13 +67,13 @@ class Mpi:
 
     def start(self, sends: list[Message], receives: list[Message]) -> Pending:
         """See `Communicator.start`."""
-        flight = _Flight(self)
+        flight = Flight(self)
         # Pieces have one tag: between two ranks messages of one tag keep their order.
         for message in receives:
-            for piece in _pieces(message.buffer):
+            for piece in pieces_of(message.buffer):
                 flight.add(self._comm.Irecv(piece, message.peer, message.tag))
         for message in sends:
-            for piece in _pieces(message.buffer):
+            for piece in pieces_of(message.buffer):
                 flight.add(self._comm.Isend(piece, message.peer, message.tag))
             self.bytes_sent += message.buffer.nbytes
         return flight
@@ -109,7 +109,7 @@ class Mpi:
         return parts
 
     def _complete(self, request: Any) -> None:
-        flight = _Flight(self)
+        flight = Flight(self)
         flight.add(request)
         flight.wait()
 
@@ -250,7 +250,7 @@ class _Group(Mpi):
         self._whole = whole
         super().__init__(comm)
         self.tolerant = whole.tolerant
-        self._under_way = whole._under_way
+        self.under_way = whole.under_way
         self._watch.waits = whole._watch.waits
 
     def gather(self, value: Any) -> list[Any]:
@@ -273,32 +273,3 @@ class _Group(Mpi):
 
     def _part(self) -> None:
         """The guard of the whole, which the error passes next, waits for everybody."""
-
-
-class _Flight:
-    """Messages under way, or a collective."""
-
-    def __init__(self, comm: Mpi):
-        self._comm = comm
-        self.requests: list[Any] = []
-
-    def add(self, request: Any) -> None:
-        """One more."""
-        self._comm._under_way.add(self)
-        self.requests.append(request)
-
-    def arrived(self) -> bool:
-        """See `Pending.arrived`."""
-        if self in self._comm._under_way and self._comm.mpi.Request.Testall(self.requests):
-            self._comm._under_way.discard(self)
-        return self not in self._comm._under_way
-
-    def wait(self) -> None:
-        """See `Pending.wait`."""
-        self._comm.wait_until(self.arrived)
-
-
-def _pieces(buffer: np.ndarray) -> list[np.ndarray]:
-    """Views uint8[≤ PIECE] of a flat buffer, end to end."""
-    flat = buffer.view(np.uint8)
-    return [flat[first : first + PIECE] for first in range(0, len(flat), PIECE)]

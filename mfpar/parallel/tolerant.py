@@ -40,8 +40,8 @@ class Tolerant(Mpi):
     def survivors(self, respawn: int = 0) -> Mpi:
         """See `Communicator.survivors`."""
         self._revoke()
-        survival.rest([request for flight in self._under_way for request in flight.requests])
-        self._under_way.clear()
+        survival.rest([request for flight in self.under_way for request in flight.requests])
+        self.under_way.clear()
         # What was revoked is not freed: MPI may still be at work on what others have sent.
         comm, warning = survival.enlarged(survival.shrunk(self._comm), respawn)
         return formed(comm, warning=warning)
