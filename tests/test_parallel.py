@@ -153,7 +153,7 @@ def test_ranks_exchange_messages_and_fail_together(tmp_path):
         comm = Mpi(MPI.COMM_WORLD)
         with comm.guard():
             _a_team_sees_one_memory(comm, [0, 1, 2])
-        patch.setattr("mfpar.parallel.mpi.PIECE", 1000)
+        patch.setattr("mfpar.parallel.flight.PIECE", 1000)
         _what_is_too_long_for_mpi_goes_in_pieces(Mpi(MPI.COMM_WORLD))
     _a_known_error_reaches_those_who_wait_in_a_gather(Mpi(MPI.COMM_WORLD))
     _an_unknown_error_reaches_those_who_wait_for_a_message(Mpi(MPI.COMM_WORLD))
@@ -263,7 +263,7 @@ import socket
 import mfpar.parallel.mpi
 from mfpar.parallel.launch import launched_rank
 socket.gethostname = lambda: f"host {launched_rank()}"
-mfpar.parallel.mpi.PIECE = 100
+mfpar.parallel.flight.PIECE = 100
 """
 
 

@@ -16,7 +16,7 @@ from processes import run_to_end
 from mfpar.parallel.comm import Serial
 from mfpar.parallel.launch import knows_ulfm
 from mfpar.parallel.processes import Process
-from mfpar.parallel.vitals import LEAST, Activity, Waits
+from mfpar.parallel.progress import LEAST, Activity, Waits
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="stops processes as Linux does")
 

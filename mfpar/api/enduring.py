@@ -49,7 +49,7 @@ def train_enduringly(
     ranks = comm.size
     while True:
         try:
-            with comm.guard():
+            with comm.watch(safety.hang_timeout), comm.guard():
                 return train_file(path, output, model, train, comm, listen, precautions=precautions, **options)
         except errors.RankLostError as error:
             if not comm.tolerant:

@@ -97,7 +97,12 @@ def factorize(
         if event["kind"] == "epoch" and callback:
             callback(EpochReport(**{name: value for name, value in event.items() if name != "kind"}))
 
-    with team.guard(), contextlib.ExitStack() as converted, contextlib.ExitStack() as cleaning:
+    with (
+        team.watch(safety.hang_timeout),
+        team.guard(),
+        contextlib.ExitStack() as converted,
+        contextlib.ExitStack() as cleaning,
+    ):
         target, folder = place_of(output, team, cleaning)
         if team.rank == 0:
             refuse_existing(target, force, files_of(ratings))  # before a conversion that may take long

@@ -1,27 +1,16 @@
 """Requests of MPI under way: what they read and write belongs to MPI until they rest."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 PIECE = 1 << 30  # bytes of a message at most, or of all that a collective brings: MPI 3 counts in 32 bits
 
 
-class Owner(Protocol):
-    """The communicator whose requests they are."""
-
-    mpi: Any
-    under_way: "set[Flight]"
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """See `Communicator.wait_until`."""
-
-
 class Flight:
-    """Messages under way, or a collective. Local."""
+    """Messages of an `mfpar.parallel.mpi.Mpi` under way, or a collective. Local."""
 
-    def __init__(self, comm: Owner):
+    def __init__(self, comm: Any):
         self._comm = comm
         self.requests: list[Any] = []
 
@@ -34,7 +23,7 @@ class Flight:
         """See `Pending.arrived`."""
         if self in self._comm.under_way and self._comm.mpi.Request.Testall(self.requests):
             self._comm.under_way.discard(self)
-        return self not in self._comm.under_way
+        return bool(self not in self._comm.under_way)
 
     def wait(self) -> None:
         """See `Pending.wait`."""

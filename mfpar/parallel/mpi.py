@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from mfpar import errors
+from mfpar.parallel import flight
 from mfpar.parallel.comm import Message, Pending
-from mfpar.parallel.flight import PIECE, Flight, pieces_of
+from mfpar.parallel.flight import Flight, pieces_of
 from mfpar.parallel.memory import Address, Offer, aligned
 from mfpar.parallel.watch import Watch
 
@@ -88,7 +89,7 @@ class Mpi:
         self._complete(self._comm.Iallgather(mine, all_said))
         lengths = [int.from_bytes(one[:8].tobytes(), "little") for one in all_said]
         room = self._room
-        self._room = max(LEAST_ROOM, min(1 << max(lengths).bit_length(), PIECE // self.size))
+        self._room = max(LEAST_ROOM, min(1 << max(lengths).bit_length(), flight.PIECE // self.size))
         parts = [one[8 : 8 + length] for one, length in zip(all_said, lengths, strict=True)]
         if max(lengths) > room:
             parts = self._gather_long(np.frombuffer(said, np.uint8), lengths)
@@ -98,7 +99,7 @@ class Mpi:
     def _gather_long(self, said: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
         """Everybody's uint8[lengths[rank]], as much of each at a time as MPI can count together. Collective."""
         parts = [np.empty(length, np.uint8) for length in lengths]
-        share = PIECE // self.size
+        share = flight.PIECE // self.size
         for first in range(0, max(lengths), share):
             here = [part[first : first + share] for part in parts]
             counts = np.array([len(piece) for piece in here])

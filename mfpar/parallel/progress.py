@@ -3,7 +3,7 @@
 import time
 
 # Of a core: what a process uses if it does anything. A rank that waits for another one looks for it two thousand times
-# a second, and takes ten times as much; threads that nap and beat take less.
+# a second, and takes ten times as much; a thread that naps and beats takes less.
 LEAST = 1e-3
 
 
@@ -24,8 +24,27 @@ class Activity:
         self._timeout = timeout
         self._time, self._used = 0.0, 0.0  # when it last did something, and what it had used by then
 
-    def idle(self, now: float, used: float) -> float:
-        """Seconds since it last did something, now that it is `now` and it has used so many seconds of CPU time."""
-        if used - self._used >= LEAST * max(self._timeout, now - self._time):
+    def idle(self, now: float, used: float, threads: int = 1) -> float:
+        """Seconds since it last did something, now that it is `now` and it has used so many seconds of CPU time.
+
+        So many `threads` of it nap, each of which may use next to nothing.
+        """
+        if used - self._used >= LEAST * threads * max(self._timeout, now - self._time):
             self._time, self._used = now, used
         return now - self._time
+
+
+class Waits:
+    """What the main thread tells of its waits for other ranks, for the pulse to see."""
+
+    def __init__(self) -> None:
+        self.looks = 0  # that anybody has taken
+        self.used = 0.0  # seconds of CPU time that waits have taken
+
+    def look(self, before: float | None) -> float:
+        """Count another look of a wait; takes what the last look of the same wait returned, None at first."""
+        now = time.thread_time()
+        if before is not None:
+            self.used += now - before
+        self.looks += 1
+        return now

@@ -27,7 +27,7 @@ from typing import Any
 
 from mfpar import errors
 from mfpar.parallel.processes import Process
-from mfpar.parallel.vitals import Activity, Waits
+from mfpar.parallel.progress import Activity, Waits, used
 
 PERIOD = 1.0  # seconds between beats, or a sixth of the timeout
 STEP = 4  # periods of time that passes at most between two looks: what is more, this thread was not there
@@ -178,8 +178,7 @@ class Pulse:
     def _judge(self) -> None:
         """Find out who hangs."""
         timeout = self._timeout
-        used = time.process_time() - time.thread_time() - self._waits.used
-        idle = self._activity.idle(self._time, used)
+        idle = self._activity.idle(self._time, used() - self._waits.used, threading.active_count())
         if self._waits.looks != self._looks:
             self._looks, self._looked = self._waits.looks, self._time
         if min(idle, self._time - self._looked) >= timeout:

@@ -181,8 +181,9 @@ def _started(rank: int, more: int) -> tuple[Any, str]:
 
     def start() -> None:
         try:
-            # A variable tells it who it is before it starts MPI.
-            inter = MPI.COMM_SELF.Spawn("env", [f"{JOINS}={rank} {more}", *line], maxprocs=1)
+            # A variable tells it who it is before it starts MPI; on another host it has none of ours by itself.
+            ours = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("MFPAR_")]
+            inter = MPI.COMM_SELF.Spawn("env", [*ours, f"{JOINS}={rank} {more}", *line], maxprocs=1)
             found.append((inter.Merge(high=False), ""))
         except MPI.Exception as error:
             found.append((None, f"MPI says {error}"))

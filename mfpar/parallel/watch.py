@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mfpar.errors import RankError
 from mfpar.parallel import survival
 from mfpar.parallel.processes import Process
+from mfpar.parallel.progress import Waits
 from mfpar.parallel.pulse import Pulse
-from mfpar.parallel.vitals import Waits
 
 if TYPE_CHECKING:
     from mfpar.parallel.comm import Communicator
