@@ -66,12 +66,17 @@ def work(comm):
 """
 
 
+def own_shared_memory(tmp_path: Path) -> dict[str, str]:
+    """What the killed leave of MPI's shared memory goes with the test's folder."""
+    return {"OMPI_MCA_btl_sm_backing_directory": str(tmp_path)}
+
+
 def run(tmp_path: Path, script: str, ranks: int, *, rc: int | None = 0, tolerant: bool = True) -> list[list]:
     """Run a script on ranks; returns what they said, sorted, and demands the exit code."""
     (tmp_path / "script.py").write_text(BEGINNING + script + "\nleave(0)\n")
     options = ["--with-ft", "ulfm"] if tolerant else []
     command = [MPIRUN, *options, "-n", str(ranks), sys.executable, "script.py"]
-    done = run_to_end(command, tmp_path, SOON, FORGIVING)
+    done = run_to_end(command, tmp_path, SOON, FORGIVING | own_shared_memory(tmp_path))
     assert rc in (done.returncode, None), done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return sorted(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
@@ -281,7 +286,7 @@ def test_the_first_of_those_that_are_left_speaks(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
     patched = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"}
     command = [MPIRUN, "--with-ft", "ulfm", "-n", "3", sys.executable, "-m", "mfpar", "doctor"]
-    done = run_to_end(command, tmp_path, 12, patched)
+    done = run_to_end(command, tmp_path, 12, patched | own_shared_memory(tmp_path))
     everything = done.stdout + done.stderr
     assert done.returncode == 1, everything
     assert everything.count(f"mfpar: error: rank 0 on host {HOST} has died\n") == 1, everything
