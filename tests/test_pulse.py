@@ -14,7 +14,7 @@ import pytest
 from processes import run_to_end
 
 from mfpar.parallel.comm import Serial
-from mfpar.parallel.launch import knows_ulfm
+from mfpar.parallel.launch import expected_size, knows_ulfm
 from mfpar.parallel.processes import Process
 from mfpar.parallel.progress import LEAST, Activity, Waits
 
@@ -174,7 +174,7 @@ def test_ranks_that_all_wait_are_told_so(tmp_path):
         assert re.match(rf"RankError: no rank has made progress for {TIMEOUT} s, ", end)
 
 
-@pytest.mark.skipif(not knows_ulfm(MPIRUN), reason="this MPI does not know ULFM")
+@pytest.mark.skipif(expected_size()[0] > 1 or not knows_ulfm(), reason="this MPI does not know ULFM")
 @pytest.mark.parametrize(
     ("scene", "lost"), [("one_is_stopped_while_others_wait", 1), ("one_reads_from_a_dead_disk", 2)]
 )

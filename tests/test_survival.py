@@ -9,6 +9,7 @@ import pytest
 from conftest import BIN
 from processes import run_to_end
 
+from mfpar.errors import LaunchError
 from mfpar.parallel.launch import FORGIVING, expected_size, knows_ulfm
 
 MPIRUN = str(BIN / "mpirun")
@@ -293,9 +294,12 @@ def test_the_first_of_those_that_are_left_speaks(tmp_path):
     assert everything.count("mfpar: error") == 1, everything
 
 
-def test_mpirun_is_asked_what_it_is(tmp_path):
+def test_mpirun_is_asked_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("MFPAR_MPIRUN", str(tmp_path / "mpirun"))
     for says, knows in (("mpirun (Open MPI) 5.0.11", True), ("mpirun (Open MPI) 4.1.6", False), ("HYDRA 4.3", False)):
         (tmp_path / "mpirun").write_text(f"#!/bin/sh\necho '{says}'\n")
         (tmp_path / "mpirun").chmod(0o755)
-        assert knows_ulfm(str(tmp_path / "mpirun")) == knows
-    assert not knows_ulfm(str(tmp_path / "missing"))
+        assert knows_ulfm() == knows
+    (tmp_path / "mpirun").unlink()
+    with pytest.raises(LaunchError):
+        knows_ulfm()
