@@ -70,6 +70,11 @@ def one_waits_for_its_own_thread_that_reads():
         comm.wait_until(lambda: not thread.is_alive())
     comm.gather(None)
 
+def one_dies_and_another_is_stopped():
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.gather(None)
+
 def work(seconds):
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
@@ -93,6 +98,8 @@ try:
     with comm.watch(0), comm.guard():
         pass
 except RankLostError as error:
+    if scene == "one_dies_and_another_is_stopped" and rank == 2:
+        stop()
     left = comm.survivors()
     with left.watch(timeout), left.guard():
         ended(f"{left.gather(rank)} go on: {error}")
@@ -172,6 +179,33 @@ def test_ranks_that_all_wait_are_told_so(tmp_path):
     assert set(ends) >= {0}
     for end in ends.values():
         assert re.match(rf"RankError: no rank has made progress for {TIMEOUT} s, ", end)
+
+
+@pytest.mark.skipif(expected_size()[0] > 1 or not knows_ulfm(), reason="this MPI does not know ULFM")
+def test_who_is_stopped_while_others_recover_is_left_behind(tmp_path):
+    done, ends = play(tmp_path, "one_dies_and_another_is_stopped", "--with-ft", "ulfm")
+    assert done.returncode == 0, done.stderr
+    assert list(ends) == [0]
+    assert ends[0].startswith("[0] go on: ")
+
+
+LATE = """
+import os, signal, sys, time
+from mfpar.parallel.launch import launched_rank, world
+if launched_rank() == 1:
+    os.kill(os.getpid(), {signal})
+world(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGSTOP", "SIGKILL"])
+@pytest.mark.parametrize("options", [[], ["--with-ft", "ulfm"]])
+def test_who_does_not_come_at_the_start_is_not_waited_for(tmp_path, number, options):
+    if options and not knows_ulfm():
+        pytest.skip("this MPI does not know ULFM")
+    (tmp_path / "late.py").write_text(LATE.format(signal=f"signal.{number}"))
+    command = [MPIRUN, *options, "-n", "3", sys.executable, str(tmp_path / "late.py"), str(TIMEOUT)]
+    assert run_to_end(command, tmp_path, SOON).returncode != 0
 
 
 @pytest.mark.skipif(expected_size()[0] > 1 or not knows_ulfm(), reason="this MPI does not know ULFM")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mfpar.errors import LaunchError
 from mfpar.parallel import survival
+from mfpar.parallel.bounded import bounded
 from mfpar.parallel.comm import Communicator, Serial
 
 # Where launchers say how many ranks they have started, and which one this is.
@@ -70,8 +71,10 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     return next((int(environment[name]) for name in RANKS if environment.get(name, "").isdecimal()), 0)
 
 
-def world() -> Communicator:
+def world(patience: float = 0.0) -> Communicator:
     """All ranks that were launched with this one: Serial without a launcher, else MPI's world. Collective.
+
+    Ranks that have not met within so many seconds end, if `patience` is not 0: some other does not come.
 
     A rank that was started anew meets the ranks that have started it here, in their `survivors`.
 
@@ -85,6 +88,11 @@ def world() -> Communicator:
     expected, variable = expected_size()
     if not variable and "PMIX_RANK" not in os.environ:
         return Serial()
+    with bounded(patience, "the ranks did not come together"):
+        return _met(expected, variable)
+
+
+def _met(expected: int, variable: str) -> Communicator:
     try:
         with warnings.catch_warnings(action="ignore"):  # mpi4py warns of what is said below in one sentence
             from mpi4py import MPI

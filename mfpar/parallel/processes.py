@@ -52,6 +52,12 @@ class Process:
         state, *_ = fields = _fields(self.pid)
         return state not in ("", "Z", "X") and int(fields[BORN]) == self.born
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it is there, but was stopped by a signal; for one that is `near`."""
+        state, *_ = fields = _fields(self.pid)
+        return state in ("T", "t") and int(fields[BORN]) == self.born
+
     def kill(self) -> None:
         """End it at once, whatever it does, if it is still there; from one that is `near`."""
         with contextlib.suppress(OSError):

@@ -39,6 +39,10 @@ class Tolerant(Mpi):
 
     def survivors(self, respawn: int = 0) -> Mpi:
         """See `Communicator.survivors`."""
+        with self._watch.meeting(respawn * survival.START):
+            return self._joined_anew(respawn)
+
+    def _joined_anew(self, respawn: int) -> Mpi:
         self._revoke()
         survival.rest([request for flight in self.under_way for request in flight.requests])
         self.under_way.clear()
@@ -82,7 +86,9 @@ class Tolerant(Mpi):
         """
         unfailed = not self._failed
         patience = math.inf if unfailed else self._watch.patience(FAREWELL)
-        all_well, all_unfailed = survival.agree(self._comm, well, unfailed, patience=patience)
+        # All that are well come here soon after a loss; at the end of all work, only when that is done.
+        with contextlib.nullcontext() if well else self._watch.meeting():
+            all_well, all_unfailed = survival.agree(self._comm, well, unfailed, patience=patience)
         if all_well:
             return True
         self._over = True

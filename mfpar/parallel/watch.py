@@ -1,11 +1,12 @@
 """A communicator's watch over its ranks: what its main thread has to do with the pulse."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mfpar.errors import RankError
 from mfpar.parallel import survival
+from mfpar.parallel.bounded import bounded
 from mfpar.parallel.processes import Process
 from mfpar.parallel.progress import Waits
 from mfpar.parallel.pulse import Pulse
@@ -13,6 +14,7 @@ from mfpar.parallel.pulse import Pulse
 if TYPE_CHECKING:
     from mfpar.parallel.comm import Communicator
 
+TIMES = 3  # as long as the timeout, for those that are left after a loss to come together
 SHORTLY = 2.0  # seconds for which others are waited for, where one of them will not come
 
 
@@ -29,6 +31,8 @@ class Watch:
         self.waits = Waits()
         self._comm, self._number = comm, 0
         self._pulse: Pulse | None = None
+        self._processes: Sequence[Process] = ()
+        self._timeout = 0.0
 
     @contextlib.contextmanager
     def over(self, comm: "Communicator", timeout: float) -> Iterator[None]:
@@ -37,8 +41,9 @@ class Watch:
             yield
             return
         self._number += 1
-        processes = [Process(**said) for said in comm.gather(Process.own().as_dict())]
-        with Pulse(self._comm, self._number, processes, self.waits, timeout, comm.tolerant) as self._pulse:
+        self._processes = [Process(**said) for said in comm.gather(Process.own().as_dict())]
+        self._timeout = timeout
+        with Pulse(self._comm, self._number, self._processes, self.waits, timeout, comm.tolerant) as self._pulse:
             yield
             comm.gather(None)  # all are watched until all are done
 
@@ -65,6 +70,16 @@ class Watch:
     def patience(self, seconds: float) -> float:
         """For how long to wait for all ranks, if one would wait so many seconds for those that are well."""
         return SHORTLY if self._pulse and self._pulse.ends else seconds
+
+    def meeting(self, more: float = 0.0) -> contextlib.AbstractContextManager[None]:
+        """Where those that are left after a loss come together: not for ever, if ranks are watched. Local.
+
+        Parameters
+        ----------
+        more : seconds that it may take besides
+        """
+        seconds = TIMES * self._timeout + more if self._timeout else 0.0
+        return bounded(seconds, "the ranks that are left after a loss did not come together", self._processes)
 
     @property
     def sentence(self) -> str:

@@ -1,0 +1,50 @@
+"""Bounds on what ranks do together while nothing else watches over them: before they have met, and after a loss."""
+
+import contextlib
+import faulthandler
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+from mfpar.parallel.processes import Process
+
+LOOKS = 3  # in the time that there is; at each of them ranks that are stopped are ended
+LOCKED = 5.0  # seconds more for a process that can't even say why, as it waits for MPI with Python's lock
+
+
+@contextlib.contextmanager
+def bounded(seconds: float, what: str, others: Sequence[Process] = ()) -> Iterator[None]:
+    """End this process, with a sentence and exit code 1, if what is done inside takes longer. Local.
+
+    Before, those of the others on this machine that were stopped are ended: then MPI, if it can, goes on without them.
+
+    Parameters
+    ----------
+    seconds : 0: as long as it takes
+    what : the sentence, up to the time
+    others : processes of other ranks
+    """
+    if not seconds:
+        yield
+        return
+    over = threading.Event()
+
+    def wait() -> None:
+        own = Process.own()
+        for _ in range(LOOKS):
+            if over.wait(seconds / LOOKS):
+                return
+            for other in others:
+                if other.near(own) and other.stopped:
+                    other.kill()
+        os.write(2, f"mfpar: error: {what} within {seconds:g} s; the job is ended\n".encode())
+        os._exit(1)
+
+    threading.Thread(target=wait, name="mfpar-bound", daemon=True).start()
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds + LOCKED, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            over.set()
