@@ -62,6 +62,5 @@ def train_enduringly(
         if safety.respawn and comm.size < ranks:
             comm = comm.survivors(ranks - comm.size)
         LOG.debug("rank %d of %d from here on", comm.rank, comm.size)
-        if comm.rank == 0:
-            message = f"{lost}; {comm.size} rank{'s go' if comm.size > 1 else ' goes'} on"
-            listen({"kind": "lost", "message": message + (f" ({comm.warning})" if comm.warning else "")})
+        precautions.lost = f"{lost}; {comm.size} rank{'s go' if comm.size > 1 else ' goes'} on"
+        precautions.lost += f" ({comm.warning})" * bool(comm.warning)

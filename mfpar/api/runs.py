@@ -81,6 +81,8 @@ def train_file(
             tell("epoch", event)
             tracing.flush()
 
+        if again:
+            tell("lost", {"message": precautions.lost})
         model, loss = model.resolved()
         train = train.resolved(loss)
         description = describe_run(file, model, train, comm)

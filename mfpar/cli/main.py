@@ -120,7 +120,7 @@ def _on_sigterm(handler: Callable[..., object] | int) -> None:
 def _stop(message: str, code: int) -> int:
     """End as asked, all ranks by themselves: nothing has failed, and all that is to stay is on the disk."""
     _on_sigterm(signal.SIG_IGN)
-    if launch.launched_rank() == 0:
+    if launch.speaks():
         print(f"mfpar: {message}", file=sys.stderr, flush=True)
     return code
 

@@ -37,6 +37,8 @@ class Precautions:
         Whether this process is asked to end the run before its time.
     attempts : int
         That have ended with the loss of a rank.
+    lost : str
+        What to tell of the last loss.
     replicas : Replicas or None
     kept : dict or None
         The cut that they hold, if one can be had from them.
@@ -45,6 +47,7 @@ class Precautions:
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     stop: Callable[[], bool] = bool
     attempts: int = 0
+    lost: str = ""
 
     def __post_init__(self) -> None:
         self.replicas = Replicas() if self.safety.replicas else None
