@@ -43,7 +43,7 @@ data/movielens.csv: data/movielens.py | $(INSTALLED)
 	$(BIN)/python data/movielens.py $@
 
 test: lint ## lint, types, serial tests, tests under MPI ranks, doctests, and what README.md shows
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fuzz: $(INSTALLED) ## damaged HDF5 files, 10,000 of them: the right answer or one sentence (some minutes)
 	$(BIN)/python tests/fuzz.py --files $(or $(FILES),10000) --seed $(or $(SEED),0)

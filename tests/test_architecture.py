@@ -66,6 +66,7 @@ BROUGHT = {"llvmlite"}  # comes with numba, in the version that it needs
 OPTIONAL = {"optuna": "tune", "tomli_w": "tune"}  # and the extra of pyproject.toml that brings them
 ONLY_IN_FUNCTIONS = {"mpi4py", "scipy", "rich", *OPTIONAL}
 HEAVY = ("mpi4py", "numba", "llvmlite", "h5py", "duckdb", "scipy", "rich", "pandas", "pyarrow", *OPTIONAL)
+ENDS = {"mfpar.parallel.bounded"}  # a process whose main thread does not come back from MPI
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 COMPILERS = {"jit", "njit", "vectorize", "guvectorize", "cfunc", "stencil"}
 
@@ -250,7 +251,7 @@ def test_library_neither_prints_nor_exits(module: Module) -> None:
     for node, _ in module.nodes:
         where = f"{module}:{getattr(node, 'lineno', 0)}"
         exits = called(node) in ("exit", "quit", "sys.exit", "os._exit", "os.abort", "SystemExit")
-        assert not exits, f"{where}: only cli exits"
+        assert not exits or module.name in ENDS, f"{where}: only cli exits"
         if isinstance(node, ast.Call) and called(node) == "print":
             assert any(keyword.arg == "file" for keyword in node.keywords), f"{where}: only cli prints"
         streams = isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr")

@@ -93,8 +93,7 @@ def _parser(field: "dataclasses.Field[Any]") -> Callable[[str], Any]:
 def parse_space(field: "dataclasses.Field[Any]", text: str) -> Any:
     """What `mfpar.tune` takes for a setting: a value, a list of them, or a tuple of the ends of a range.
 
-    >>> from mfpar.cli.options import SETTINGS
-    from mfpar.config import TrainConfig
+    >>> from mfpar.config import TrainConfig
     >>> parse_space(TrainConfig.__dataclass_fields__["lr"], "0.005:0.05")
     (0.005, 0.05)
 

@@ -108,6 +108,7 @@ class Rotation:
         steps: int,
         name: str,
         so_far: np.ndarray | None = None,
+        stay: bool = False,
     ) -> Totals:
         """Let every row-block meet column-blocks in `order` (see `mfpar.schedule.ring`), for so many steps. Collective.
 
@@ -122,6 +123,8 @@ class Rotation:
         name : what it does, for the trace
         so_far : float64[G, width]
             What the sums begin at, if not at 0.
+        stay : bool
+            For a single step, after which blocks stay where they are, instead of coming to where they are met next.
         """
         held = self._last - self._first
         sums, clocks = self._tally.begin(width, so_far)
@@ -133,7 +136,7 @@ class Rotation:
             announce_all(self.board, self.order[self._first : self._last], self._turn)
         else:
             self._comm.gather(None)  # all have let go of what may have to leave the team
-        before, self.order = self.order, np.roll(order, -steps)
+        before, self.order = self.order, order if stay else np.roll(order, -steps)
 
         self._ended += self._workers
 
@@ -151,7 +154,7 @@ class Rotation:
         job = self._crew.start(held, work)
         try:
             if self._port.leads and not self._port.alone:
-                exchanged = self._ferry.run(before, order, self._turn, steps, job)
+                exchanged = self._ferry.run(before, order, self._turn, 0 if stay else steps, job)
                 finish(self.board, self._ended)
             self._wait_for_team(job)
         except BaseException:

@@ -184,11 +184,18 @@ class Tables:
         return Averages.of(everybody, self.header.ratings, level, self.objective.model.nonnegative)
 
     def _visit(
-        self, order: np.ndarray, call: Call, width: int, name: str, steps: int, so_far: np.ndarray | None = None
+        self,
+        order: np.ndarray,
+        call: Call,
+        width: int,
+        name: str,
+        steps: int,
+        so_far: np.ndarray | None = None,
+        stay: bool = False,
     ) -> Totals:
         """Let a kernel visit blocks in the order of the ring, for so many steps; see `Rotation.run`. Collective."""
-        return self._rotation.run(order, self._feed.visitor(call), width, steps, name, so_far)
+        return self._rotation.run(order, self._feed.visitor(call), width, steps, name, so_far, stay)
 
     def _visit_home(self, call: Call, width: int) -> Totals:
         """Let a kernel visit the blocks on the diagonal, column-blocks at home. Collective."""
-        return self._visit(np.arange(self._grid.size), call, width, "sample", 1)
+        return self._visit(np.arange(self._grid.size), call, width, "sample", 1, stay=True)

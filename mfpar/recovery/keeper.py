@@ -100,6 +100,7 @@ class Keeper:
         self._steps_then = 0  # how many steps of the run were done then
         self._under_way: tuple[int, int] | None = None  # epoch and step of the one that is being written
         self._checkpoints: Checkpoints | None = None
+        self._is_saved = False  # the last one that was begun
         self.farewell = ""  # what to say of a run that was stopped
 
     def __enter__(self) -> Self:
@@ -192,7 +193,9 @@ class Keeper:
     def settle(self) -> None:
         """Finish the checkpoint under way. Collective."""
         place, self._under_way = self._under_way, None
-        if self._checkpoints and place and (path := self._checkpoints.settle()):
+        path = self._checkpoints.settle() if self._checkpoints and place else None
+        self._is_saved = path is not None
+        if path and place:
             seconds = time.monotonic() - self._begun
             self._tell("checkpoint", {"epoch": place[0], "step": place[1], "path": str(path), "seconds": seconds})
 
@@ -219,7 +222,8 @@ class Keeper:
 
     def _stopped(self, cut: Cut) -> None:
         done = f"{cut.step} of {self._size} steps of epoch {cut.epoch}" if cut.step else f"epoch {cut.epoch - 1}"
-        self.farewell = f"stopped as asked after {done}; the same command with --resume auto goes on from there"
+        self.farewell = f"stopped as asked after {done}; the same command with --resume auto goes on from "
+        self.farewell += "there" if self._is_saved else "what was saved before, as no checkpoint could be written now"
         self._tell("stopped", {"epoch": cut.epoch, "step": cut.step, "message": self.farewell})
         raise StopRun
 
