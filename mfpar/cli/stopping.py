@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from mfpar.errors import PreemptedError
+
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -23,14 +25,17 @@ def stopping(wanted: bool) -> Iterator[Callable[[], bool]]:
             signal.default_int_handler(number, frame)
         asked.append(number)
 
-    before = {}
+    before, stopped = {}, False
     try:
         if wanted:
             with contextlib.suppress(ValueError):  # not the main thread: somebody calls this from a program
                 before = {number: signal.signal(number, note) for number in REQUESTS}
         yield lambda: bool(asked)
+    except PreemptedError:  # asked may have been another rank
+        stopped = True
+        raise
     finally:
         for number, handler in before.items():
             # All that is to stay is on the disk: who asks once more shall not kill what is about to end.
-            done = asked and number != signal.SIGINT
+            done = (asked or stopped) and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if done else handler)
