@@ -249,8 +249,10 @@ class Run:
         if fault == "interrupt twice":
             time.sleep(float(self.rng.uniform(0, 0.05)))
             job.signal(victim, signal.SIGINT)
-        if fault == "stop" and (victim.role == "launcher" or (victim.role == "mpirun" and self.plan.way != "launcher")):
-            time.sleep(PAUSE)
+        unseen = victim.role == "launcher" or (victim.role == "mpirun" and self.plan.way != "launcher")
+        unborn = early and self.plan.way == "ulfm"  # what has not begun can't be found, and holds up mpirun
+        if fault == "stop" and (unseen or unborn):
+            job.wait(PAUSE if unseen else 5 * HANG_TIMEOUT)
             job.signal(victim, signal.SIGCONT)
 
     # -- what came of them
