@@ -131,7 +131,7 @@ KINDS = {"kill": kill, "cost": cost}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], default=[*KINDS])
+    parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], default=[])
     parser.add_argument("--ratings", type=int, default=8_000_000)
     parser.add_argument("--factors", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=41)
@@ -140,6 +140,6 @@ if __name__ == "__main__":
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mfpar-bench-") as scratch:
         site = Site(Path(scratch), parsed)
-        for kind in parsed.kinds:
+        for kind in parsed.kinds or KINDS:
             title = f"recovery: {kind}, {parsed.ratings:,} ratings, {parsed.factors} factors"
             report(f"recovery-{kind}", title, list(KINDS[kind](site)))

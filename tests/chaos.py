@@ -102,7 +102,7 @@ class Campaign:
 
     def command(self, plan: Plan, way: str, ranks: int, resume: bool) -> list[str]:
         """The command line of a run."""
-        patience = HANG_TIMEOUT * (4 if plan.phase == "compile" else 1)
+        patience = HANG_TIMEOUT * (2 if plan.phase == "compile" else 1)
         mine = [*self.training(SETTINGS[plan.setting], plan.threads), "--checkpoint", "saved", "--keep", str(plan.keep)]
         mine += ["--checkpoint-every", plan.every, "--hang-timeout", str(patience)]
         mine += ["--replicas", "1"] * plan.replicas + ["--respawn"] * plan.respawn + ["--resume", "auto"] * resume

@@ -103,7 +103,7 @@ def plan_of(seed: int, number: int, ways: Mapping[str, int] = WAYS, settings: Se
         threads=int(rng.integers(1, 3)),
         every=str(rng.choice(SETTINGS[setting].every)),
         keep=int(rng.integers(1, 4)),
-        replicas=int(phase == "replica" or (tolerant and rng.random() < 0.5)),
+        replicas=int((phase == "replica" or (tolerant and rng.random() < 0.5)) and not SETTINGS[setting].memory),
         respawn=bool(tolerant and rng.random() < 0.3),
         apart=bool(rng.random() < (0.7 if phase == "exchange" else 0.2)),
         restarts=3 if rng.random() < 0.8 else 0,
