@@ -23,6 +23,8 @@ from mfpar.recovery.replicas import Replicas
 LOG = logging.getLogger(__name__)
 LONGEST = 5.0  # seconds between breaks, about: so long a request to stop may wait
 
+SHORTEST = 0.2  # seconds of training between them, unless a checkpoint is due: to meet costs milliseconds
+
 Tell = Callable[[str, dict[str, Any]], None]  # kind of event, and what it says
 
 
@@ -100,6 +102,8 @@ class Keeper:
         self._steps_then = 0  # how many steps of the run were done then
         self._under_way: tuple[int, int] | None = None  # epoch and step of the one that is being written
         self._checkpoints: Checkpoints | None = None
+        self._pace: float | None = None  # seconds of a step, as far as they are known
+        self._met_at = 0  # how many steps of the run were done when ranks last met
         self._is_saved = False  # the last one that was begun
         self.farewell = ""  # what to say of a run that was stopped
 
@@ -166,12 +170,15 @@ class Keeper:
         """See `Breaks.steps`."""
         longest = min(LONGEST, self._every) if self._unit == "seconds" else LONGEST
         steps = max(1, int(longest / pace)) if pace else 1
+        self._pace = pace
         if self._checkpoints and self._unit == "steps":
             steps = min(steps, self._every - self._count(epoch, step) % self._every)
         return steps
 
     def take(self, cut: Cut) -> None:
         """See `Breaks.take`."""
+        if not self._is_worth_it(cut):
+            return
         written = self._checkpoints.written if self._checkpoints else None
         replicate = self._replicas is not None and self._replicas.due
         said = self._comm.gather([self._stop(), written, replicate, self._is_due(cut)])
@@ -215,6 +222,15 @@ class Keeper:
             return self._under_way is None and time.monotonic() - self._begun >= self._every
         done, every = self._count(cut.epoch, cut.step), self._every * (self._size if self._unit == "epochs" else 1)
         return done // every > self._steps_then // every
+
+    def _is_worth_it(self, cut: Cut) -> bool:
+        """Whether to meet here: all ranks say the same, as none looks at its own clock."""
+        count = self._count(cut.epoch, cut.step)
+        trained = abs(count - self._met_at) * (self._pace or SHORTEST)
+        if trained < SHORTEST and (self._unit == "seconds" or not self._is_due(cut)):
+            return False
+        self._met_at = count
+        return True
 
     def _count(self, epoch: int, step: int) -> int:
         """Steps of the run up to here."""

@@ -30,7 +30,7 @@ from mfpar.parallel.exchange import swap
 
 Blocks = Iterable[tuple[str, np.ndarray]]  # keys, each with its flat contiguous float32
 
-SELDOM = 25  # times as long as a refresh took, until the next one is due: it costs a twenty-fifth of the time at most
+SELDOM = 40  # times as long as a refresh took, until the next one is due: it costs a fortieth of the time, about
 
 
 @dataclass(frozen=True)
