@@ -253,7 +253,7 @@ def test_paces_itself():
 
         replicas.refresh(comm, {"step": 1}, blocks)
         due = []
-        for now[0] in (2, 51, 52, 60):
+        for now[0] in (2, 81, 82, 90):  # 40 times the 2 seconds that it took
             due.append(replicas.due)
         now[0] = 3
         replicas.best(comm)
