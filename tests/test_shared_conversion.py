@@ -183,12 +183,10 @@ def test_parcels_of_any_size():
         parcels = [np.full(10 * comm.rank + peer, comm.rank, np.uint8) for peer in range(comm.size)]
         return [(len(parcel), set(parcel.tolist())) for parcel in exchange(comm, parcels)]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mfpar.parallel.exchange.LONGEST", 4)
-        for rank, found in enumerate(simulated.run(4, body)):
-            senders = [(rank - step) % 4 for step in range(4)]
-            sizes = [10 * sender + rank for sender in senders]
-            assert found == [(n, {k} if n else set()) for n, k in zip(sizes, senders, strict=True)]
+    for rank, found in enumerate(simulated.run(4, body)):
+        senders = [(rank - step) % 4 for step in range(4)]
+        sizes = [10 * sender + rank for sender in senders]
+        assert found == [(n, {k} if n else set()) for n, k in zip(sizes, senders, strict=True)]
 
 
 def test_a_statement_is_interrupted_when_another_rank_fails(tmp_path):

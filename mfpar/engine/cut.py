@@ -5,13 +5,14 @@ buffers with names, such as "now/rows/17", that do not depend on who has them. W
 affair of whoever gives the engine `Breaks`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 Block = tuple[str, np.ndarray]  # its name, and float32[:], to be read or written before the next is asked for
+Blocks = Iterable[Block]  # of one rank; names are unique over all of them
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Breaks(Protocol):
     """Where a run may be interrupted for a moment; the same on every rank."""
 
     def steps(self, epoch: int, step: int, pace: float | None) -> int:
-        """How many steps there should be at least before the next break; `pace` is the seconds of one, if known."""
+        """How many steps to take before the next break, if so many are left; `pace` is the seconds of one, if known."""
 
     def take(self, cut: Cut) -> None:
         """There is a cut. Collective.

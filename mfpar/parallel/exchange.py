@@ -6,7 +6,6 @@ import numpy as np
 
 from mfpar.parallel.comm import Communicator, Message
 
-LONGEST = 1 << 28  # bytes of a message: MPI counts in 32 bits
 WINDOW = 1 << 26  # bytes that a rank has under way in a swap, if a buffer alone is not longer
 FEW = 256  # buffers under way at most
 TAG = 0
@@ -31,8 +30,7 @@ def exchange(comm: Communicator, parcels: Sequence[np.ndarray]) -> Iterator[np.n
         length, coming = np.array([len(parcels[to])]), np.zeros(1, np.int64)
         comm.start([Message(length, to, TAG)], [Message(coming, source, TAG)]).wait()
         parcel = np.empty(int(coming[0]), np.uint8)
-        sends = [Message(piece, to, TAG) for piece in _pieces(parcels[to])]
-        comm.start(sends, [Message(piece, source, TAG) for piece in _pieces(parcel)]).wait()
+        comm.start([Message(parcels[to], to, TAG)], [Message(parcel, source, TAG)]).wait()
         yield parcel
 
 
@@ -75,7 +73,3 @@ def _sealed(buffer: np.ndarray) -> np.ndarray:
     view = buffer.view()
     view.flags.writeable = False
     return view
-
-
-def _pieces(parcel: np.ndarray) -> list[np.ndarray]:
-    return [parcel[first : first + LONGEST] for first in range(0, len(parcel), LONGEST)]

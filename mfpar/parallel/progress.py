@@ -7,6 +7,34 @@ import time
 LEAST = 1e-3
 
 
+STEP = 4  # periods of time that passes at most between two looks: what is more, this process was not there
+
+
+class Presence:
+    """Time that passes while this process is there: what a stop or a suspended machine took is nobody's silence.
+
+    Parameters
+    ----------
+    period : seconds between looks, about
+
+    Attributes
+    ----------
+    now : seconds that have passed by the last look
+    """
+
+    def __init__(self, period: float):
+        self._most, self._before = STEP * period, time.monotonic()
+        self.now = 0.0
+
+    def look(self, most: float | None = None) -> float:
+        """Seconds that have passed since the last look, at most some periods, or `most`; they are added up."""
+        now = time.monotonic()
+        passed = min(now - self._before, self._most if most is None else most)
+        self._before = now
+        self.now += passed
+        return passed
+
+
 def used() -> float:
     """Seconds of CPU time that this process has used so far, apart from the thread that asks. Local."""
     return time.process_time() - time.thread_time()

@@ -17,6 +17,7 @@ ends them too; and where a main thread does not come back, its process ends with
 
 import contextlib
 import json
+import math
 import os
 import signal
 import struct
@@ -27,10 +28,9 @@ from typing import Any
 
 from mfpar import errors
 from mfpar.parallel.processes import Process
-from mfpar.parallel.progress import Activity, Waits, used
+from mfpar.parallel.progress import Activity, Presence, Waits, used
 
 PERIOD = 1.0  # seconds between beats, or a sixth of the timeout
-STEP = 4  # periods of time that passes at most between two looks: what is more, this thread was not there
 AMENDS = 4.0  # seconds from a verdict that ends the job to the death of whom it names
 LAST = 8.0  # seconds from such a verdict until the process ends, if its main thread has not come back
 ABORT = 3.0  # seconds that MPI has to end the job
@@ -84,7 +84,7 @@ class Pulse:
         self._size: int = comm.Get_size()
         self._before, self._after = (self._rank - 1) % self._size, (self._rank + 1) % self._size
         self._period = min(PERIOD, timeout / 6)
-        self._time = 0.0  # seconds that have passed, as far as this thread was there to see
+        self._presence = Presence(self._period)
         self._activity = Activity(timeout)
         self._looks, self._looked = 0, 0.0  # what waits had counted when that last grew
         self._heard = 0.0  # when the last beat came
@@ -143,12 +143,9 @@ class Pulse:
         return verdict.by == rank or any(processes[other].near(processes[rank]) for other in others)
 
     def _run(self) -> None:
-        before = time.monotonic()
         with contextlib.suppress(self._mpi.Exception):  # a rank has died: the main thread hears of it, too
             while not self._stop.wait(self._period):
-                now = time.monotonic()
-                self._time += min(now - before, STEP * self._period)
-                before = now
+                self._presence.look()
                 self._listen()
                 self._judge()
                 self._say()
@@ -156,8 +153,12 @@ class Pulse:
             self._leave()
         while self._verdicts and not self._execute():
             time.sleep(self._period)
-            now = time.monotonic()
-            self._time, before = self._time + now - before, now
+            self._presence.look(most=math.inf)
+
+    @property
+    def _time(self) -> float:
+        """Seconds that have passed, as far as this thread was there to see."""
+        return self._presence.now
 
     def _listen(self) -> None:
         """Take what has come."""

@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from mfpar.atomic import storage_errors, sync
+from mfpar.engine.cut import Blocks
 from mfpar.errors import ConfigError, FormatError, MfparError, StorageError
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.lock import Lock
-from mfpar.recovery.manifest import MANIFEST, Block, Blocks, Manifest, checkpoints_in, position, read_manifest, remove
+from mfpar.recovery.manifest import MANIFEST, Block, Manifest, checkpoints_in, position, read_manifest, remove
 from mfpar.recovery.writer import Pieces, Views, Writer, in_pieces
 
 Warn = Callable[[str], None]

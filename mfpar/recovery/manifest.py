@@ -10,18 +10,12 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from mfpar.atomic import reason, replacing
 from mfpar.errors import FormatError, StorageError
-
-# Keys, each with its flat contiguous float32, which is valid until the next one is asked for.
-Blocks = Iterable[tuple[str, np.ndarray]]
 
 FORMAT, VERSION = "mfpar checkpoint", 1
 MANIFEST = "manifest.json"

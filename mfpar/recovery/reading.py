@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from mfpar.atomic import reason
+from mfpar.engine.cut import Blocks
 from mfpar.errors import ConfigError, FormatError, StorageError
 from mfpar.parallel.comm import Communicator
-from mfpar.recovery.manifest import Block, Blocks, Manifest, checkpoints_in, is_checkpoint, open_plain, read_manifest
+from mfpar.recovery.manifest import Block, Manifest, checkpoints_in, is_checkpoint, open_plain, read_manifest
 
 PIECE = 4 << 20  # bytes that are read and hashed at a time
 

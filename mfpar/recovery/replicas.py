@@ -19,16 +19,15 @@ not, nobody has touched the old.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mfpar.engine.cut import Blocks
 from mfpar.parallel.comm import Communicator
 from mfpar.parallel.exchange import swap
-
-Blocks = Iterable[tuple[str, np.ndarray]]  # keys, each with its flat contiguous float32
 
 SELDOM = 40  # times as long as a refresh took, until the next one is due: it costs a fortieth of the time, about
 

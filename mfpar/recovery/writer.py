@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mfpar.atomic import storage_errors, sync
+from mfpar.engine.cut import Blocks
 from mfpar.errors import StorageError
-from mfpar.recovery.manifest import Block, Blocks
+from mfpar.recovery.manifest import Block
 
 PIECE = 8 << 20  # bytes that are hashed and written at a time
 SYNCED = 32 << 20  # bytes after which the disk is waited for, so that they never pile up in front of other's

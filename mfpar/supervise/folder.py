@@ -6,6 +6,7 @@ given up ends everywhere, also on hosts that no message reaches any more.
 """
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from mfpar.atomic import storage_errors
 from mfpar.parallel.processes import Process
@@ -24,6 +25,7 @@ PERIOD = 1.0  # seconds between beats
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Open MPI keeps it on Linux
 ENDING, ORDER, TICKS = ".beat", "supervisor", ("tick", "tock")
 SIZE = 1000  # bytes of such a file
+Word = TypeVar("Word", "Beat", "Order")
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,10 @@ class Beat:
         """Write it over the one before; only the first creates the file."""
         _write(path, asdict(self), new=not self.count)
 
-    @classmethod
-    def read(cls, path: Path) -> Self | None:
+    @staticmethod
+    def read(path: Path) -> "Beat | None":
         """A rank's last beat; None where there is none that can be read."""
-        content = _read(path)
-        try:
-            return cls(**content | {"process": Process(**content["process"])})
-        except (KeyError, TypeError):
-            return None
+        return _read(Beat, path)
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,10 @@ class Order:
     limit: float
     stop: bool
 
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
+    @staticmethod
+    def read(folder: Path) -> "Order | None":
         """The supervisor's last word; None where there is none that can be read."""
-        content = _read(folder / ORDER)
-        try:
-            return cls(**content | {"process": Process(**content["process"])})
-        except (KeyError, TypeError):
-            return None
+        return _read(Order, folder / ORDER)
 
 
 class RunFolder:
@@ -166,12 +160,13 @@ def _write(path: Path, content: dict[str, Any], new: bool) -> None:
         os.close(descriptor)  # now a file system of several machines shows it to the others
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(kind: type[Word], path: Path) -> Word | None:
+    """What somebody has written; None where it can't be read, or is something else."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return kind(**content | {"process": Process(**content["process"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _remove(folder: Path) -> None:
@@ -192,13 +187,8 @@ def remove_abandoned(output: Path) -> None:
     """Remove what supervisors of this output that were killed on this machine have left, which ends their ranks."""
     here = Process.own()
     folder = output.absolute().parent
-    for path in folder.glob(f".{_literal(output.name)}.????????.run"):
+    for path in folder.glob(f".{glob.escape(output.name)}.????????.run"):
         order = Order.read(path)
         if order and order.process.near(here) and not order.process.alive:
             _remove(path)
             shutil.rmtree(shared_folder(path.suffixes[-2][1:]), ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    """A name as a pattern that fits itself only."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -16,7 +16,6 @@ from mfpar.parallel.processes import Process
 from mfpar.supervise.folder import ENDING, PERIOD, Beat, Order
 
 FOLDER = "MFPAR_HEARTBEAT"  # the variable that names the folder of the job
-STEP = 4  # periods of time that passes at most between two looks: what is more, this process was stopped
 
 
 def start() -> None:
@@ -48,12 +47,10 @@ class _Heart:
 
     def run(self) -> None:
         """Beat until the job is over, then end the process."""
-        before = time.monotonic()
+        presence = progress.Presence(PERIOD)
         while self.say():
             time.sleep(PERIOD)
-            now = time.monotonic()
-            self._silence += min(now - before, STEP * PERIOD)
-            before = now
+            self._silence += presence.look()
             if not self._obey():
                 break
         os.kill(os.getpid(), signal.SIGKILL)

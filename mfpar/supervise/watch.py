@@ -1,16 +1,14 @@
 """What the supervisor makes of the ranks' signs of life."""
 
 import math
-import time
 from dataclasses import dataclass, field
 
 from mfpar.parallel.processes import Process
-from mfpar.parallel.progress import Activity
+from mfpar.parallel.progress import Activity, Presence
 from mfpar.supervise.folder import PERIOD, Beat, RunFolder
 
 SLACK = 20.0  # seconds at most that ranks have to find out by themselves who hangs, and to say so
 START = 2  # times the limit: what ranks may take to give the first sign of life
-STEP = 4  # periods of time that passes at most between two looks: what is more, this process was stopped
 NEWS = 2  # periods of time that pass at most until a beat is seen
 GONE = 10.0  # seconds for mpirun to end once none of its ranks is there any more
 
@@ -48,17 +46,14 @@ class Watch:
     ranks: int
     limit: float
     _seen: dict[str, _Rank] = field(default_factory=dict, init=False)
-    _time: float = field(default=0.0, init=False)  # seconds that have passed, as far as this process was there
-    _before: float = field(default_factory=time.monotonic, init=False)
+    _presence: Presence = field(default_factory=lambda: Presence(PERIOD), init=False)
     _lost: float = field(default=-math.inf, init=False)  # when the ranks last told of a loss
     _left: float = field(default=0.0, init=False)  # when a rank was last seen to be there
     _here: Process = field(default_factory=Process.own, init=False)
 
     def look(self) -> str:
         """What is wrong, as a sentence; "" if nothing."""
-        now = time.monotonic()
-        self._time += min(now - self._before, STEP * PERIOD)
-        self._before = now
+        self._presence.look()
         self._read()
         present = [rank for rank in self._seen.values() if not self._is_gone(rank.beat.process)]
         if present or len(self._seen) < self.ranks:
@@ -70,6 +65,10 @@ class Watch:
         if len(self._seen) < self.ranks and self._time > START * self.limit:
             return f"{len(self._seen)} of {self.ranks} ranks have started within {START * self.limit:g} s"
         return next((problem for rank in self._seen.values() if (problem := self._of(rank))), "")
+
+    @property
+    def _time(self) -> float:
+        return self._presence.now
 
     def lost(self) -> None:
         """The ranks have told that one of them is lost, and that they go on without it."""
