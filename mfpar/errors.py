@@ -2,7 +2,8 @@
 
 Every class also derives from the fitting builtin, so that callers who know nothing of mfpar can catch it.
 `exit_code` is what the command line ends with: 2 for a request that can't be met as it stands, 1 for a failure, 75 (as
-EX_TEMPFAIL of sysexits.h) where nothing is wrong but time is up: the same command with --resume auto goes on.
+EX_TEMPFAIL of sysexits.h) where nothing is wrong but time is up: the same command with --resume auto goes on; 130 where
+somebody would not wait for that.
 """
 
 
@@ -58,6 +59,12 @@ class RankError(MfparError, RuntimeError):
 
 class RankLostError(RankError):
     """A rank has died, or is taken for dead; those that are left can go on together if MPI lets them."""
+
+
+class RankInterruptedError(MfparError, RuntimeError):
+    """Somebody has interrupted another rank, by Ctrl-C or a signal: nothing has failed, and nothing is to be mended."""
+
+    exit_code = 130
 
 
 class PreemptedError(MfparError, RuntimeError):

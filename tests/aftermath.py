@@ -46,8 +46,10 @@ def saving(home: Path) -> bool:
 def left_beside(home: Path) -> list[str]:
     """Files beside a model that is done, which are no part of it."""
     strange = [name for name in os.listdir(home) if not OWN.fullmatch(name)]
-    with h5py.File(home / "model.h5", "r") as file:
-        shown = shards_shown(file)
+    shown = set[str]()
+    if (home / "model.h5").exists():
+        with h5py.File(home / "model.h5", "r") as file:
+            shown = shards_shown(file)
     strange += [
         str(path.relative_to(home)) for path in home.glob("model.shards/*") if f"model.shards/{path.name}" not in shown
     ]

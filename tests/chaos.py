@@ -33,7 +33,7 @@ from victims import Job, Process
 import mfpar
 from mfpar.budget import RUNTIME
 from mfpar.parallel.installed import about_mpi
-from mfpar.parallel.launch import ONE_NODE
+from mfpar.parallel.launch import FORGIVING, ONE_NODE
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -90,6 +90,8 @@ class Campaign:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "TMPDIR": str(home / "tmp"),
         }
+        if plan and plan.way == "ulfm" and plan.respawn:
+            found |= FORGIVING
         if plan and plan.phase == "compile":
             found["NUMBA_CACHE_DIR"] = str(home / "cache")
         return {**found, "PYTHONPATH": os.pathsep.join(paths)}
@@ -141,7 +143,7 @@ class Campaign:
             outcome.wrong += aftermath.left_beside(home)
         outcome.wrong += aftermath.left_in_memory(run.shared, outcome.unclean)
         if self._keep:
-            shutil.copytree(home, self._keep / f"{plan.number}", symlinks=True)
+            shutil.copytree(home, self._keep / f"{plan.number}", symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(home)
         return outcome
 
@@ -187,7 +189,9 @@ class Run:
                 self._look_at(job, attempt, way, wanted)
                 wanted = self._to_go_on_from(job, wanted)
             self.shared |= job.shared
-            if code == 0:
+            # If nobody is left, mpirun may end with 0: only a model is the proof of success.
+            nobody = way == "ulfm" and len(self.strikes) >= ranks and not (self.home / "model.h5").exists()
+            if code == 0 and not nobody:
                 break
             if plan.damage and attempt == 0 and (name := self.saved.damage(self.rng)):
                 wanted = None

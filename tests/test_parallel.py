@@ -13,7 +13,7 @@ import pytest
 from planted import Planted, plant
 
 from mfpar.api import load
-from mfpar.errors import ConfigError, RankError, StorageError
+from mfpar.errors import ConfigError, RankError, RankInterruptedError, StorageError
 from mfpar.parallel.comm import Message, Serial
 from mfpar.parallel.launch import adopt, expected_size, launched_rank
 
@@ -157,6 +157,7 @@ def test_ranks_exchange_messages_and_fail_together(tmp_path):
         _what_is_too_long_for_mpi_goes_in_pieces(Mpi(MPI.COMM_WORLD))
     _a_known_error_reaches_those_who_wait_in_a_gather(Mpi(MPI.COMM_WORLD))
     _an_unknown_error_reaches_those_who_wait_for_a_message(Mpi(MPI.COMM_WORLD))
+    _an_interrupt_is_no_failure(Mpi(MPI.COMM_WORLD))
     _an_error_reaches_those_who_are_done(Mpi(MPI.COMM_WORLD))
     _several_errors_at_once_are_each_ones_own(Mpi(MPI.COMM_WORLD))
     _nobody_leaves_before_all_have_cleaned_up(Mpi(MPI.COMM_WORLD), MPI.COMM_WORLD.bcast(tmp_path / "cleaned"))
@@ -216,6 +217,17 @@ def _an_unknown_error_reaches_those_who_wait_for_a_message(comm):
 
     expected = (ValueError, "^boom$") if comm.rank == 2 else (RankError, "^rank 2 failed: ValueError: boom$")
     with pytest.raises(expected[0], match=expected[1]):
+        _guarded(comm, body)
+
+
+def _an_interrupt_is_no_failure(comm):
+    def body():
+        if comm.rank == 1:
+            raise KeyboardInterrupt
+        comm.gather(None)
+
+    expected = KeyboardInterrupt if comm.rank == 1 else RankInterruptedError
+    with pytest.raises(expected, match="^$" if comm.rank == 1 else "^rank 1 was interrupted$"):
         _guarded(comm, body)
 
 

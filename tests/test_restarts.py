@@ -81,6 +81,7 @@ def test_the_job_is_done_whatever_happens_to_it(data, fingerprint, run_cli, tmp_
     assert load(tmp_path / "model.h5").fingerprint == fingerprint
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["attempt"] for event in events if event["kind"] == "restart"] == [1]
+    assert events == [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert not ranks_of(tmp_path)
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"happened", "model.h5", "run.jsonl"}
 

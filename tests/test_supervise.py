@@ -270,7 +270,8 @@ def test_nobody_is_started_again_once_it_was_asked_to_stop(supervise, tmp_path):
     assert len((tmp_path / "starts").read_text().splitlines()) == 1
 
 
-DEEDS = "if rank == 1: os.kill(os.getpid(), 9)\nif rank == 2: os.kill(os.getpid(), signal.SIGSTOP)\n"
+STOPS = "os.kill(os.getpid(), signal.SIGSTOP)\n"
+DEEDS = f"if rank == 1: os.kill(os.getpid(), 9)\nif rank == 2: {STOPS}"
 GO_ON = "until = time.monotonic() + 3.5\nwhile time.monotonic() < until: pass\n"
 
 
@@ -281,12 +282,25 @@ def test_a_loss_that_the_others_go_on_from_is_none(supervise):
     assert kinds(events) == ["run", "epoch", "lost", "saved"]
 
 
+UNTOLD = {
+    "has ended, and the others have not said": "if rank == 1: os.kill(os.getpid(), 9)\n",
+    "has given no sign of life for 2 s": f"if rank == 1: {STOPS}",
+}
+
+
 @pytest.mark.parametrize("told", ["", "say('lost', message='another'); time.sleep(0.5)\n"], ids=["first", "second"])
-def test_a_loss_that_nobody_tells_of_is_one(supervise, told):
-    plan = {"rank": WORK + f"if rank == 0: {told or 'pass'}\nelse: time.sleep(1)\n" + DEEDS + BUSY, "mpirun": STUCK}
-    _, events = supervise(plan, GOOD, ranks=3)
+@pytest.mark.parametrize(("sentence", "deed"), UNTOLD.items(), ids=["dead", "stopped"])
+def test_a_loss_that_nobody_tells_of_is_one(supervise, told, sentence, deed):
+    plan = {"rank": WORK + f"if rank == 0: {told or 'pass'}\nelse: time.sleep(1)\n" + deed + BUSY, "mpirun": STUCK}
+    _, events = supervise(plan, GOOD)
     restart = next(event for event in events if event["kind"] == "restart")
-    assert "has given no sign of life for 2 s" in restart["message"]
+    assert sentence in restart["message"]
+
+
+def test_a_rank_that_has_ended_is_missed_also_where_hangs_are_not(supervise):
+    plan = {"rank": WORK + "if rank == 1: os.kill(os.getpid(), 9)\n" + BUSY, "mpirun": STUCK}
+    _, events = supervise(plan, GOOD, hang_timeout=0)
+    assert "(process" in next(event for event in events if event["kind"] == "restart")["message"]
 
 
 RANK = f"import sys; sys.path.insert(0, {HERE!r}); import fakempi; fakempi.rank()"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mfpar import errors
-from mfpar.api.runs import Event, refuse_outputs
+from mfpar.api.runs import Event, log_file, refuse_outputs
 from mfpar.blockfile import BlockedFile
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine.tables import require_places
@@ -65,13 +65,18 @@ def train_on_ranks(
         how = safety.having(resume="auto") if resume else safety
         options = ["train", str(path), "--output", str(output), "--progress", "json"]
         options += [*model.as_options(), *train.as_options(), *how.as_options()]
-        files = {"--log": log, "--trace": trace, "--debug-log": debug_log}
+        files = {"--trace": trace, "--debug-log": debug_log}
         options += [word for name, place in files.items() if place is not None for word in (name, str(place))]
         return options + ["--force"] * (force or again)  # what was there before was refused before the first start
 
-    supervisor = Supervisor(
-        arguments, Path(output), listen, ranks=ranks or 1, hosts=several, restarts=restarts,
-        hang_timeout=safety.hang_timeout, checkpoints=safety.checkpoint is not None,
-        tolerant=bool(safety.replicas or safety.checkpoint),
-    )  # fmt: skip
-    supervisor.run()
+    with log_file(log, safety.resume is not None) as write:  # here, as not all that happens is heard by ranks
+
+        def hear(event: Event) -> None:
+            write(event)
+            listen(event)
+
+        Supervisor(
+            arguments, Path(output), hear, ranks=ranks or 1, hosts=several, restarts=restarts,
+            hang_timeout=safety.hang_timeout, checkpoints=safety.checkpoint is not None,
+            tolerant=bool(safety.replicas or safety.checkpoint),
+        ).run()  # fmt: skip

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mfpar import errors
 from mfpar.atomic import refuse_existing, storage_errors
@@ -64,14 +64,12 @@ def train_file(
     curve: list[Event] = []
     with BlockedFile(path) as file, contextlib.ExitStack() as closing:
         tracing = closing.enter_context(Trace(comm, Path(trace) if trace else None))
-        lines = closing.enter_context(_log_file(log, goes_on)) if log and comm.rank == 0 else None
+        write = closing.enter_context(log_file(log if comm.rank == 0 else None, goes_on))
 
         def tell(kind: str, content: dict[str, Any]) -> None:
             if comm.rank == 0:
                 event = {"kind": kind, **content}
-                if lines:
-                    with storage_errors(Path(log)):  # type: ignore[arg-type]
-                        print(json.dumps(event), file=lines, flush=True)
+                write(event)
                 listen(event)
 
         def on_epoch(report: EpochReport) -> None:
@@ -130,12 +128,23 @@ def refuse_outputs(
 
 
 @contextlib.contextmanager
-def _log_file(path: str | Path, goes_on: bool) -> Iterator[TextIO]:
-    """Open a log, to be begun or to be gone on with; only errors of the log itself become StorageError."""
+def log_file(path: str | Path | None, goes_on: bool) -> Iterator[Callable[[Event], None]]:
+    """Yield a function that writes an event to a log, which is begun or gone on with; without one it does nothing.
+
+    Only errors of the log itself become StorageError.
+    """
+    if path is None:
+        yield lambda event: None
+        return
     with storage_errors(Path(path)):
         file = Path(path).open("a" if goes_on else "w", encoding="utf-8")  # noqa: SIM115 - closed below
+
+    def write(event: Event) -> None:
+        with storage_errors(Path(path)):
+            print(json.dumps(event), file=file, flush=True)
+
     try:
-        yield file
+        yield write
     finally:
         with storage_errors(Path(path)):
             file.close()

@@ -16,11 +16,11 @@ from typing import NoReturn
 
 from mfpar.cli import convert, doctor, inspect, plan, serve, train, tune, verify
 from mfpar.cli.display import print_event
-from mfpar.errors import MfparError, PreemptedError
+from mfpar.errors import MfparError, PreemptedError, RankInterruptedError
 from mfpar.parallel import launch
 
-INTERRUPTED = 130
 TERMINATED = 143
+LAUNCHER = os.getppid()
 GOODBYE = 15.0  # seconds that other ranks, whose end would be its end, give the first to speak and to end them all
 
 
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if launch.launched_rank() > 0:
-            time.sleep(GOODBYE)
+            _linger(GOODBYE)
             sys.exit(2)
         super().error(message)
 
@@ -88,7 +88,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except _Terminated:
         return _fail("terminated", "RankError", TERMINATED, args)
     except KeyboardInterrupt:
-        return _fail("interrupted", "RankError", INTERRUPTED, args)
+        return _fail("interrupted", RankInterruptedError.__name__, RankInterruptedError.exit_code, args)
     except PreemptedError as error:
         return _stop(str(error), error.exit_code)
     except MfparError as error:
@@ -117,6 +117,13 @@ def _on_sigterm(handler: Callable[..., object] | int) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
+def _linger(seconds: float) -> None:
+    """Leave it to the first rank to end all, as long as there is the launcher that would."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and os.getppid() == LAUNCHER:
+        time.sleep(0.1)
+
+
 def _stop(message: str, code: int) -> int:
     """End as asked, all ranks by themselves: nothing has failed, and all that is to stay is on the disk."""
     _on_sigterm(signal.SIG_IGN)
@@ -140,7 +147,7 @@ def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:
         sys.stderr.flush()
     together = launch.mpi_runs()
     if not first:
-        time.sleep(GOODBYE if together else GOODBYE / 10)
+        _linger(GOODBYE if together else GOODBYE / 10)
     if together:
         if not first:
             print(f"mfpar: error: {message}", file=sys.stderr, flush=True)

@@ -208,9 +208,11 @@ class Mpi:
         if self._failed:
             return
         self._failed = True
-        known = isinstance(error, errors.MfparError)
-        name = type(error).__name__ if known else "RankError"
-        text = str(error) if known else f"rank {self.rank} failed: {type(error).__name__}: {error}"
+        name, text = "RankError", f"rank {self.rank} failed: {type(error).__name__}: {error}"
+        if isinstance(error, errors.MfparError):
+            name, text = type(error).__name__, str(error)
+        elif isinstance(error, KeyboardInterrupt):
+            name, text = "RankInterruptedError", f"rank {self.rank} was interrupted"
         notice = json.dumps([name, text]).encode()
         requests: list[Any] = []
         self._notified = notice, requests

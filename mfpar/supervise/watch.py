@@ -10,7 +10,7 @@ from mfpar.supervise.folder import PERIOD, Beat, RunFolder
 SLACK = 20.0  # seconds at most that ranks have to find out by themselves who hangs, and to say so
 START = 2  # times the limit: what ranks may take to give the first sign of life
 NEWS = 2  # periods of time that pass at most until a beat is seen
-GONE = 10.0  # seconds for mpirun to end once none of its ranks is there any more
+GONE = 10.0  # seconds from the end of a rank for the others to say that they go on, and of the last one, for mpirun's
 
 
 def limit_of(hang_timeout: float) -> float:
@@ -60,9 +60,7 @@ class Watch:
             self._left = self._time
         if self._time - self._left > GONE:
             return "none of the ranks is there any more, but mpirun does not end"
-        if not self.limit:
-            return ""
-        if len(self._seen) < self.ranks and self._time > START * self.limit:
+        if self.limit and len(self._seen) < self.ranks and self._time > START * self.limit:
             return f"{len(self._seen)} of {self.ranks} ranks have started within {START * self.limit:g} s"
         return next((problem for rank in self._seen.values() if (problem := self._of(rank))), "")
 
@@ -94,6 +92,10 @@ class Watch:
         silent = self._time - rank.since
         # A last beat may have been seen after the others have told that they go on without it.
         if self._time - max(silent, rank.idle) - NEWS * PERIOD < self._lost:
+            return ""
+        if silent > GONE and self._is_gone(process):
+            return f"{who} has ended, and the others have not said that they go on"
+        if not self.limit:
             return ""
         if silent > self.limit:
             return f"{who} has given no sign of life for {self.limit:g} s"
