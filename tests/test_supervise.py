@@ -214,7 +214,8 @@ def test_no_host_answers(supervise, tmp_path):
 
 STOPPABLE = """
 def stop(*_):
-    if rank == 0: say('stopped', message='there is a checkpoint')
+    if rank: time.sleep(1000)  # no rank ends before the first has spoken
+    say('stopped', message='there is a checkpoint')
     sys.exit(75)
 signal.signal(signal.SIGUSR1, stop)
 """
