@@ -90,8 +90,8 @@ class Campaign:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "TMPDIR": str(home / "tmp"),
         }
-        if plan and plan.way == "ulfm" and plan.respawn:
-            found |= FORGIVING
+        if plan and plan.phase == "recovery":
+            found |= FORGIVING  # a rank that was started anew may die, too
         if plan and plan.phase == "compile":
             found["NUMBA_CACHE_DIR"] = str(home / "cache")
         return {**found, "PYTHONPATH": os.pathsep.join(paths)}

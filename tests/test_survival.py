@@ -27,7 +27,6 @@ BEGINNING = """
 import json, os, random, signal, sys, threading, time
 import numpy as np
 from mfpar import errors
-from mfpar.cli.main import leave
 from mfpar.parallel import launch, survival
 from mfpar.parallel.comm import Message
 
@@ -72,12 +71,15 @@ def own_shared_memory(tmp_path: Path) -> dict[str, str]:
     return {"OMPI_MCA_btl_sm_backing_directory": str(tmp_path)}
 
 
-def run(tmp_path: Path, script: str, ranks: int, *, rc: int | None = 0, tolerant: bool = True) -> list[list]:
+def run(
+    tmp_path: Path, script: str, ranks: int, *, rc: int | None = 0, tolerant: bool = True, forgiving: bool = True
+) -> list[list]:
     """Run a script on ranks; returns what they said, sorted, and demands the exit code."""
-    (tmp_path / "script.py").write_text(BEGINNING + script + "\nleave(0)\n")
+    (tmp_path / "script.py").write_text(BEGINNING + script + "\nlaunch.leave(0)\n")
     options = ["--with-ft", "ulfm"] if tolerant else []
     command = [MPIRUN, *options, "-n", str(ranks), sys.executable, "script.py"]
-    done = run_to_end(command, tmp_path, SOON, FORGIVING | own_shared_memory(tmp_path))
+    environment = own_shared_memory(tmp_path) | (FORGIVING if forgiving else {})
+    done = run_to_end(command, tmp_path, SOON, environment)
     assert rc in (done.returncode, None), done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return sorted(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
@@ -176,6 +178,18 @@ with comm.guard():
         [1, 2, 2, 3, 1, False, "", [0, 1, 2]],
         [2, 2, 2, 3, 2, True, "", [0, 1, 2]],
     ]
+
+
+@pytest.mark.parametrize("victims", [[1], [0, 2], [0, 1]])
+def test_mpirun_takes_it_for_a_success_though_nobody_has_told_it_to_forgive(tmp_path, victims):
+    script = f"""
+if not survival.joins():
+    fate(comm, lambda: die() if me in {victims} else comm.gather(None))
+    comm = comm.survivors(respawn={len(victims)})
+with comm.guard():
+    say(comm.rank, work(comm))
+"""
+    assert run(tmp_path, script, 3, forgiving=False) == [[rank, [0, 1, 2]] for rank in range(3)]
 
 
 @pytest.mark.parametrize("nothing", ["[]", "['false']"])

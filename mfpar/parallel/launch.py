@@ -1,5 +1,6 @@
 """Starting ranks, and telling whether this process is one of several that somebody else has started."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mfpar.errors import LaunchError
 from mfpar.parallel import survival
@@ -133,6 +135,16 @@ def speaks() -> bool:
 def outlived() -> bool:
     """Whether this process has outlived another rank; MPI may never come to its end then. Local."""
     return survival.fate.outlived
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, which has outlived others, past MPI: that may never come to its end now, on one host either."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if survival.joins() and not code:
+        survival.sign_off()
+    os._exit(code)
 
 
 def abort(code: int) -> None:
