@@ -21,6 +21,7 @@ from mfpar.errors import RankLostError
 from mfpar.parallel.installed import enabled, revokes
 
 PATIENCE = 5e-4  # seconds between polls
+QUIET = 0.1  # seconds without a death before ranks go on without the dead
 REST = 1.0  # seconds that messages of a communicator that was revoked get to come to rest
 SIGNATURES = 9  # parts of MPI that may have begun with PMIx, at most, each of which has to end it
 START = 60.0  # seconds that a process gets to start and to call MPI
@@ -100,8 +101,24 @@ def revoke(*comms: Any) -> None:
 
 def shrunk(comm: Any) -> Any:
     """A communicator of the ranks that are left of one that was revoked. Collective."""
+    _let_settle(comm)
     agree(comm)  # MPI's own waits burn the core: all are there first
     return comm.Shrink()
+
+
+def _let_settle(comm: Any) -> None:
+    """Wait until no further rank has been found dead for a while. Local.
+
+    What kills several at a time, as want of memory does, kills the second while the others are about to go on without
+    the first: Open MPI (5.0.11) crashes if it hears of that in the midst of making a communicator.
+    """
+    known, since = lost(comm), time.perf_counter()
+    while time.perf_counter() < since + QUIET:
+        with contextlib.suppress(RuntimeError):
+            comm.Iprobe()  # MPI hears of nothing while nobody calls it
+        time.sleep(PATIENCE)
+        if (now := lost(comm)) != known:
+            known, since = now, time.perf_counter()
 
 
 def agree(comm: Any, *flags: bool, patience: float = math.inf, admitted: bool = True) -> list[bool]:
