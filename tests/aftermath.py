@@ -19,7 +19,7 @@ from mfpar.recovery.manifest import MANIFEST, position
 from mfpar.sharded import shards_shown
 
 OWN = re.compile(r"(attempt-\d+|right)\.(out|err)|cache|tmp|saved|model\.h5|model\.shards")  # what is there rightly
-OF_MPI = re.compile(r"ompi\.|prte|pmix|openmpi")  # names of a launcher's own in the folder for temporary files
+OF_MPI = re.compile(r"ompi\.|prte|pmix|openmpi|sm_segment\.")  # names of its own in the folder for temporary files
 SLOW = 5.0  # seconds that Open MPI may take to tidy up
 
 
@@ -59,18 +59,14 @@ def left_beside(home: Path) -> list[str]:
     return [f"left behind: {', '.join(strange)}"] if strange else []
 
 
-def left_in_memory(used: set[str], unclean: bool) -> list[str]:
-    """What is left in shared memory of what a run has used; it is removed.
-
-    `unclean`: Open MPI's own files are no wonder, under an mpirun that nobody but Open MPI could tidy up after.
-    """
+def left_in_memory(used: set[str]) -> list[str]:
+    """What is left in shared memory of what a run has used; it is removed."""
     end = time.monotonic() + SLOW
     while (left := {name for name in used if (SHARED_MEMORY / name).exists()}) and time.monotonic() < end:
         time.sleep(0.1)
     for name in left:
         shutil.rmtree(SHARED_MEMORY / name, ignore_errors=True)
         (SHARED_MEMORY / name).unlink(missing_ok=True)
-    left = {name for name in left if not (unclean and name.startswith("sm_segment."))}
     return [f"left in {SHARED_MEMORY}: {', '.join(sorted(left))}"] if left else []
 
 

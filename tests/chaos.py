@@ -33,12 +33,12 @@ from victims import Job, Process
 import mfpar
 from mfpar.budget import RUNTIME
 from mfpar.parallel.installed import about_mpi
-from mfpar.parallel.launch import FORGIVING, ONE_NODE
+from mfpar.parallel.launch import FORGIVING, ONE_NODE, SHARED_FOLDER
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 LIMIT = 90.0  # seconds of one command, ten times what it takes: whatever runs longer hangs
-HANG_TIMEOUT = 8  # seconds; of runs that compile first, more
+HANG_TIMEOUT = 6  # seconds; of runs that compile first, more
 GRACE = 20.0  # seconds after which nothing of a job that has ended may be left: ranks without an mpirun take 15
 SOON = 10.0  # seconds that it may take until a rank hears that it is to stop
 PAUSE = 3.0  # seconds that something stays stopped of which nobody can know
@@ -89,8 +89,9 @@ class Campaign:
             **ONE_NODE,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "TMPDIR": str(home / "tmp"),
+            SHARED_FOLDER: str(home / "tmp"),  # where ranks are killed, nobody but Open MPI could tidy up after it
         }
-        if plan and plan.phase == "recovery":
+        if plan and plan.way == "ulfm" and plan.phase == "recovery":
             found |= FORGIVING  # a rank that was started anew may die, too
         if plan and plan.phase == "compile":
             found["NUMBA_CACHE_DIR"] = str(home / "cache")
@@ -141,7 +142,7 @@ class Campaign:
         if outcome.codes[-1] == 0:
             outcome.wrong += aftermath.wrong_model(home / "model.h5", right)
             outcome.wrong += aftermath.left_beside(home)
-        outcome.wrong += aftermath.left_in_memory(run.shared, outcome.unclean)
+        outcome.wrong += aftermath.left_in_memory(run.shared)
         if self._keep:
             shutil.copytree(home, self._keep / f"{plan.number}", symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(home)
@@ -372,7 +373,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="*", help="the runs of these numbers")
     parser.add_argument("--ways", help="only runs that are started so, of " + ",".join(WAYS))
-    parser.add_argument("--minutes", type=float, default=20.0, help="no run starts later")
+    parser.add_argument("--minutes", type=float, default=19.0, help="no run starts later")
     parser.add_argument("--record", type=Path, help="file that gets a line of JSON for each run")
     parser.add_argument("--keep", type=Path, help="leave in this folder what the runs wrote")
     args = parser.parse_args()

@@ -128,11 +128,6 @@ class Outcome:
     codes: list[int | None] = field(default_factory=list)  # None: hung
     wrong: list[str] = field(default_factory=list)
 
-    @property
-    def unclean(self) -> bool:
-        """Processes ended with no chance to tidy up, so that Open MPI's own files may be left."""
-        return None in self.codes or any(hit.startswith(("kill", "stop")) for hit in self.struck)
-
     def __str__(self) -> str:
         one = self.plan
         what = f"{one.setting}, {one.way} × {one.ranks}, every {one.every}" + ", replicas" * one.replicas
