@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from victims import Job  # type: ignore[import-not-found]  # noqa: E402
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
-EPOCHS, KILLED = 14, 6  # of a run in which a rank is killed; how many are done by then
+EPOCHS, KILLED = 150, 75  # of a run in which a rank is killed; how many are done by then
 TIMEOUT = 600.0  # seconds of a run
 PREPARED = {
     "replica in memory": ["--replicas", "1"],

@@ -245,6 +245,8 @@ def test_paces_itself():
     def body(comm):
         now = [0.0]
         replicas = Replicas(lambda: now[0])
+        assert not replicas.due
+        now[0] = 1
         assert replicas.due
 
         def blocks():
@@ -253,9 +255,9 @@ def test_paces_itself():
 
         replicas.refresh(comm, {"step": 1}, blocks)
         due = []
-        for now[0] in (2, 81, 82, 90):  # 40 times the 2 seconds that it took
+        for now[0] in (3, 82, 83, 90):  # 40 times the 2 seconds that it took
             due.append(replicas.due)
-        now[0] = 3
+        now[0] = 4
         replicas.best(comm)
         return replicas.seconds, due, replicas.due
 

@@ -29,6 +29,7 @@ from mfpar.engine.cut import Blocks
 from mfpar.parallel.comm import Communicator
 from mfpar.parallel.exchange import swap
 
+FIRST = 1.0  # seconds until there is something to lose
 SELDOM = 40  # times as long as a refresh took, until the next one is due: it costs a fortieth of the time, about
 
 
@@ -90,11 +91,11 @@ class Replicas:
         self._refused = 0  # the generation whose copy this rank has not completed, or that it has given up
         self._own_room, self._copy_room, self._spare = Room(), Room(), Room()
         self._chosen, self._givers = 0, list[int]()  # by `best`: a generation, and who gives each of its shards
-        self._cost, self._due_at = 0.0, float("-inf")
+        self._cost, self._due_at = 0.0, clock() + FIRST
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a refresh: at once if nothing was kept, or since a loss; the first rank decides."""
+        """Whether it is time for a refresh, after a loss at once; the first rank decides."""
         return self._clock() >= self._due_at
 
     @property
