@@ -10,7 +10,8 @@ from mfpar.supervise.folder import PERIOD, Beat, RunFolder
 SLACK = 20.0  # seconds at most that ranks have to find out by themselves who hangs, and to say so
 START = 2  # times the limit: what ranks may take to give the first sign of life
 NEWS = 2  # periods of time that pass at most until a beat is seen
-GONE = 10.0  # seconds from the end of a rank for the others to say that they go on, and of the last one, for mpirun's
+MOURNING = 30.0  # seconds from the end of a rank for the others to say that they go on, maybe with a new one
+GONE = 10.0  # seconds for mpirun to end once none of its ranks is there any more
 
 
 def limit_of(hang_timeout: float) -> float:
@@ -93,7 +94,7 @@ class Watch:
         # A last beat may have been seen after the others have told that they go on without it.
         if self._time - max(silent, rank.idle) - NEWS * PERIOD < self._lost:
             return ""
-        if silent > GONE and self._is_gone(process):
+        if silent > MOURNING and self._is_gone(process):
             return f"{who} has ended, and the others have not said that they go on"
         if not self.limit:
             return ""
