@@ -35,7 +35,7 @@ def quick(monkeypatch):
         (folders, "PERIOD", PERIOD),
         (watch, "PERIOD", PERIOD),
         (watch, "GONE", 1.0),
-        (watch, "MOURNING", 1.0),
+        (watch, "MOURNING", 1.5),
         (supervisor, "LOOK", PERIOD),
         (supervisor, "FAREWELL", 1.0),
         (hosts, "ANSWER", 3.0),
