@@ -27,6 +27,7 @@ BEGINNING = """
 import json, os, random, signal, sys, threading, time
 import numpy as np
 from mfpar import errors
+from mfpar.cli.main import leave
 from mfpar.parallel import launch, survival
 from mfpar.parallel.comm import Message
 
@@ -75,7 +76,7 @@ def run(
     tmp_path: Path, script: str, ranks: int, *, rc: int | None = 0, tolerant: bool = True, forgiving: bool = True
 ) -> list[list]:
     """Run a script on ranks; returns what they said, sorted, and demands the exit code."""
-    (tmp_path / "script.py").write_text(BEGINNING + script + "\nlaunch.leave(0)\n")
+    (tmp_path / "script.py").write_text(BEGINNING + script + "\nleave(0)\n")
     options = ["--with-ft", "ulfm"] if tolerant else []
     command = [MPIRUN, *options, "-n", str(ranks), sys.executable, "script.py"]
     environment = own_shared_memory(tmp_path) | (FORGIVING if forgiving else {})

@@ -62,8 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (and does not return where MPI has to be ended by force)."""
     code = _run(arguments)
     if launch.outlived():
-        launch.leave(code)
+        leave(code)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, which has outlived others, past MPI: that may never come to its end now, on one host either."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if not code:
+        launch.sign_off()
+    os._exit(code)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

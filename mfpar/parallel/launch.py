@@ -1,6 +1,5 @@
 """Starting ranks, and telling whether this process is one of several that somebody else has started."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -9,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from mfpar.errors import LaunchError
 from mfpar.parallel import survival
@@ -137,14 +135,10 @@ def outlived() -> bool:
     return survival.fate.outlived
 
 
-def leave(code: int) -> NoReturn:
-    """End this process, which has outlived others, past MPI: that may never come to its end now, on one host either."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    if survival.joins() and not code:
+def sign_off() -> None:
+    """Let the launcher know that this process ends well, though it comes to no end of MPI: the last thing to do. Local."""
+    if survival.joins():
         survival.sign_off()
-    os._exit(code)
 
 
 def abort(code: int) -> None:
