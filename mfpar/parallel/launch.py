@@ -136,7 +136,7 @@ def outlived() -> bool:
 
 
 def sign_off() -> None:
-    """Let the launcher know that this process ends well, though it comes to no end of MPI: the last thing to do. Local."""
+    """Let the launcher know that this process ends well, if it might think otherwise: the last thing to do. Local."""
     if survival.joins():
         survival.sign_off()
 
