@@ -14,6 +14,8 @@ from planted import Planted, plant
 
 from mfpar.api.enduring import train_enduringly
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
+from mfpar.engine import history, rates
+from mfpar.engine.copies import Copies
 from mfpar.errors import ConfigError, FormatError, PreemptedError
 from mfpar.model.opening import open_model
 from mfpar.parallel.comm import Serial
@@ -98,6 +100,26 @@ def test_those_that_are_left_end_with_the_same_bits(data, tmp_path, monkeypatch,
             assert kinds(events, "resume")
         assert open_model(tmp_path / "m.h5", None).fingerprint == expected
         shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+
+
+def test_what_lies_on_the_disk_to_go_back_to_is_restored_from_memory_too(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Replicas, "due", True)
+    monkeypatch.setattr(keeper, "LONGEST", 0.0)
+    monkeypatch.setattr(rates, "GROWTH", 4.0)  # so that the bold driver goes too far
+    monkeypatch.setattr(history, "Copies", lambda beside, in_memory: Copies(beside, False))
+    given = {"lr": 0.1, "lr_rule": "bold-driver"}
+    expected = undisturbed(data, tmp_path, **given)
+    for after in range(300, 1200, 150):
+        events = []
+        body = trainer(data, tmp_path, events, safety={"checkpoint": None, "replicas": 1}, **given)
+
+        def run(comm, body=body, after=after):
+            if comm.rank == 2:
+                comm.hub.kill(comm.rank, after)
+            return body(comm)
+
+        assert simulated.run_all(3, run, seed=after, tolerant=True)[:2] == [expected] * 2
+        assert "from the neighbours' memory" in kinds(events, "resume")[0]["message"]
 
 
 # A run that is asked to stop.

@@ -61,10 +61,18 @@ def restored(comm, replicas: Replicas, events: list[int]) -> dict | None:
     cut = replicas.best(comm)
     assert comm.gather(cut) == [cut] * comm.size
     if cut is not None:
-        blocks = {key: np.full(size_of(key), np.nan, np.float32) for key in owned(comm, cut)}
-        replicas.restore(comm, blocks.items())
-        for key, block in blocks.items():
-            np.testing.assert_array_equal(block, value_of(key, cut))
+        seen, buffer = [], np.empty(11, np.float32)
+
+        def blocks():  # all in one place, as where they go on to a file
+            for key in owned(comm, cut):
+                block = buffer[: size_of(key)]
+                block[:] = np.nan
+                yield key, block
+                np.testing.assert_array_equal(block, value_of(key, cut))
+                seen.append(key)
+
+        replicas.restore(comm, {key: size_of(key) for key in owned(comm, cut)}, blocks())
+        assert seen == owned(comm, cut)
         events.append(cut["step"])
     return cut
 
@@ -265,14 +273,16 @@ def test_paces_itself():
 
 
 def test_what_was_not_kept_is_refused():
+    wanted = {"rows/99": 3}, [("rows/99", np.zeros(3, np.float32))]
+
     def body(comm):
         replicas = Replicas()
         keep(comm, replicas, {"step": 1})
         replicas.best(comm)
-        replicas.restore(comm, [("rows/99", np.zeros(3, np.float32))] if comm.rank else [])
+        replicas.restore(comm, *(wanted if comm.rank else ({}, [])))
 
     with pytest.raises(ValueError, match="no rank has kept rows/99"):
-        Replicas().restore(Serial(), [("rows/99", np.zeros(3, np.float32))])
+        Replicas().restore(Serial(), *wanted)
     with pytest.raises(RankError, match=r"rank 1 failed: .*no rank has kept rows/99"):
         simulated.run(2, body)
 

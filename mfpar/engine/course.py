@@ -84,6 +84,11 @@ class Course:
 
         return blocks()
 
+    def sizes(self, content: dict[str, Any]) -> dict[str, int]:
+        """Numbers of each block that `lay_out` goes through here, by name. Local."""
+        orders = {"now": content["now"][0]} | {role: order for role, (order, _) in content["copies"].items()}
+        return dict(pair for role, order in orders.items() for pair in self._training.named(np.array(order), role))
+
     def resume(self, content: dict[str, Any]) -> None:
         """Go on from a cut with this content, whose blocks have been written. Collective."""
         memory = content["course"]

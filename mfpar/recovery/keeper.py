@@ -152,7 +152,7 @@ class Keeper:
 
     def _from_replicas(self, course: Course) -> dict[str, Any] | None:
         if self._replicas and self._kept:
-            self._replicas.restore(self._comm, course.lay_out(self._kept))
+            self._replicas.restore(self._comm, course.sizes(self._kept), course.lay_out(self._kept))
         return self._kept
 
     def _from_disk(self, course: Course, epochs: int) -> tuple[dict[str, Any] | None, str]:

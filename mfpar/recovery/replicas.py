@@ -190,7 +190,7 @@ class Replicas:
         told: dict[str, Any] = comm.gather(cut if comm.rank == self._givers[0] else None)[self._givers[0]]
         return told
 
-    def restore(self, comm: Communicator, blocks: Blocks) -> None:
+    def restore(self, comm: Communicator, sizes: dict[str, int], blocks: Blocks) -> None:
         """Write the cut that `best` has found into blocks that are owned now, by whomever. Collective.
 
         What is held stays as it is: if another rank is lost meanwhile, those that are left can do it again.
@@ -198,28 +198,31 @@ class Replicas:
         Parameters
         ----------
         comm : that of `best`
-        blocks : of all ranks together those of the cut
+        sizes : numbers of each block by key, as `blocks` will go through them here
+        blocks : of all ranks together those of the cut, each to be written before the next is asked for
         """
-        wanted = dict(blocks)
         shards = [shard for shard in self._shards() if shard.generation == self._chosen]
         here = {key: block for shard in shards for key, block in shard.blocks.items()}
-        for key in wanted.keys() & here.keys():
-            _require_size(key, here[key], wanted[key].size)
-            wanted[key][:] = here[key]
-        lacking = comm.gather({key: block.size for key, block in wanted.items() if key not in here})
+        for key in sizes.keys() & here.keys():
+            _require_size(key, here[key], sizes[key])
+        lacking = comm.gather({key: size for key, size in sizes.items() if key not in here})
         owners = {key: rank for rank, keys in enumerate(lacking) for key in keys}
         offered = [key for shard in shards if self._givers[shard.rank] == comm.rank for key in shard.blocks]
         given = comm.gather([key for key in offered if key in owners])
         source_of = {key: rank for rank, keys in enumerate(given) for key in keys}
+        self._spare = Room()  # which leaves memory for what comes
+        come = Room().lay_out(lacking[comm.rank])
         for step in range(1, comm.size):
             to, source = (comm.rank + step) % comm.size, (comm.rank - step) % comm.size
             leaving = [key for key in given[comm.rank] if owners[key] == to]
             for key in leaving:
                 _require_size(key, here[key], lacking[to][key])
             entering = [key for key in given[source] if owners[key] == comm.rank]
-            swap(comm, [here[key] for key in leaving], to, [wanted[key] for key in entering], source)
+            swap(comm, [here[key] for key in leaving], to, [come[key] for key in entering], source)
         if missing := lacking[comm.rank].keys() - source_of.keys():
             raise ValueError(f"no rank has kept {min(missing)}")
+        for key, block in blocks:
+            block[:] = here[key] if key in here else come[key]
 
     @property
     def _newest(self) -> int:
