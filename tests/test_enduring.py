@@ -179,6 +179,27 @@ def test_of_resuming(data, tmp_path):
         SafetyConfig(resume="auto")
 
 
+def test_nothing_of_a_damaged_checkpoint_is_in_those_that_follow(data, tmp_path):
+    given, steps = {"validation_fraction": 0.2, "patience": EPOCHS}, {"checkpoint_every": "1steps", "keep": 1000}
+    expected = undisturbed(data, tmp_path, **given)
+    assert trainer(data, tmp_path, safety=steps, **given)(Serial()) == expected
+    *others, last = sorted(path for path in (tmp_path / "saved").iterdir() if path.is_dir())
+    for path in others:
+        shutil.rmtree(path)
+    blocks = json.loads((last / "manifest.json").read_text().partition("\n")[2])["blocks"]
+    file, begin = next((block[1], block[2]) for block in blocks if block[0] == "now/rows/3")
+    with open(last / file, "r+b") as damaged:  # the second of two ranks comes upon that before it gets a copy
+        damaged.seek(begin)
+        damaged.write(b"\xff")
+    outcomes = simulated.run_all(2, trainer(data, tmp_path, safety=steps | {"resume": "auto"}, **given))
+    assert outcomes == [expected] * 2
+    begun = sorted((tmp_path / "saved").glob("epoch-00000001-*"))
+    assert begun
+    for path in begun:
+        named = {"resume": str(path), "checkpoint": None}
+        assert trainer(data, tmp_path, safety=named, **given)(Serial()) == expected
+
+
 def test_with_none_to_go_on_from_a_run_begins(data, tmp_path):
     events = []
     assert trainer(data, tmp_path, events, safety={"resume": "auto"})(Serial()) == undisturbed(data, tmp_path)

@@ -110,6 +110,7 @@ class Course:
         if self._at is None:
             if self._laid_out:  # in vain
                 self._training.restart()
+                self._history.forget()
             self._at, self._rates = begin(self._training)
         try:
             self._run_epochs(self._at)

@@ -112,6 +112,10 @@ class History:
             arrays = self._copies.receive(role, [length for _, length in names])
             yield from ((name, array) for (name, _), array in zip(names, arrays, strict=True))
 
+    def forget(self) -> None:
+        """Have nothing of what has come for the copies of a cut that could not be had whole. Local."""
+        self._positions = {}
+
     def remember(self, memory: dict[str, Any], epoch: int, step: int) -> None:
         """Have been where `memory` was taken: at a cut, whose state is there, and its copies too."""
         self.used = {epoch: (rate, share) for epoch, (rate, share) in memory["used"]}
