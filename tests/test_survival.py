@@ -127,6 +127,34 @@ with new.guard():
         assert line[2] == f"RankLostError: {' and '.join(dead)} {'has' if len(dead) == 1 else 'have'} died"
 
 
+def test_what_was_in_memory_goes(tmp_path):
+    """Also while somebody still has the communicator that lost a rank."""
+    script = """
+import gc, weakref
+
+class Large:
+    pass
+
+def attempt():
+    large = Large()
+    with comm.guard():
+        known.append(weakref.ref(large))
+        if me == 1:
+            die()
+        comm.wait_until(lambda: False)
+
+known = []
+try:
+    attempt()
+except errors.RankLostError:
+    pass
+comm.survivors()
+gc.collect()
+say(me, known[0]() is None)
+"""
+    assert run(tmp_path, script, 3) == [[0, True], [2, True]]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_second_death_in_recovery(tmp_path, seed):
     script = f"""

@@ -57,10 +57,10 @@ def train_enduringly(
             lost = str(error)
             LOG.debug("%s", lost, exc_info=True)
         precautions.attempts += 1
-        gc.collect()  # what the attempt had in memory goes before the next one takes it
         comm = comm.survivors()
         if safety.respawn and comm.size < ranks:
             comm = comm.survivors(ranks - comm.size)
+        gc.collect()  # what the attempt had in memory, all that the old ranks knew of, goes before the next
         LOG.debug("rank %d of %d from here on", comm.rank, comm.size)
         precautions.lost = f"{lost}; {comm.size} rank{'s go' if comm.size > 1 else ' goes'} on"
         precautions.lost += f" ({comm.warning})" * bool(comm.warning)

@@ -46,6 +46,7 @@ class Tolerant(Mpi):
         self._revoke()
         survival.rest([request for flight in self.under_way for request in flight.requests])
         self.under_way.clear()
+        self._told = None  # all that its traceback leads to, an attempt's memory, may go now
         # What was revoked is not freed: MPI may still be at work on what others have sent.
         comm, warning = survival.enlarged(survival.shrunk(self._comm), respawn)
         return formed(comm, warning=warning)
