@@ -16,8 +16,9 @@ from mfpar.api.enduring import train_enduringly
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine import history, rates
 from mfpar.engine.copies import Copies
-from mfpar.errors import ConfigError, FormatError, PreemptedError
+from mfpar.errors import ConfigError, FormatError, PreemptedError, RankLostError
 from mfpar.model.opening import open_model
+from mfpar.parallel import survival
 from mfpar.parallel.comm import Serial
 from mfpar.recovery import keeper
 from mfpar.recovery.replicas import Replicas
@@ -100,6 +101,34 @@ def test_those_that_are_left_end_with_the_same_bits(data, tmp_path, monkeypatch,
             assert kinds(events, "resume")
         assert open_model(tmp_path / "m.h5", None).fingerprint == expected
         shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+
+
+class Losing(Serial):
+    """Ranks that lose others at once; `asked` notes how many are to be started anew, of which none is."""
+
+    size, tolerant = 3, True
+
+    def __init__(self, asked):
+        super().__init__()
+        self._asked = asked
+
+    def guard(self):
+        raise RankLostError("a rank has died")
+
+    def survivors(self, respawn=0):
+        self._asked.append(respawn)
+        left = Serial() if respawn else Losing(self._asked)
+        left.size -= not respawn
+        return left
+
+
+def test_a_rank_started_anew_knows_how_many_there_were(data, tmp_path, monkeypatch):
+    """It came as the fourth, but one more was lost before it was there; those from the start want four again, too."""
+    monkeypatch.setenv(survival.JOINS, "3 0")
+    asked = []
+    safety = {"respawn": True, "checkpoint": None}
+    assert trainer(data, tmp_path, safety=safety)(Losing(asked)) == undisturbed(data, tmp_path)
+    assert asked == [0, 2]
 
 
 def test_what_lies_on_the_disk_to_go_back_to_is_restored_from_memory_too(data, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 from mfpar import errors
 from mfpar.api.runs import Event, train_file
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
+from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.keeper import Precautions
 from mfpar.supervise.folder import remove_abandoned
@@ -46,7 +47,9 @@ def train_enduringly(
     if comm.rank == 0:
         remove_abandoned(Path(output))  # of a supervisor that was killed: this run goes on in its place
     precautions = Precautions(safety, stop)
-    ranks = comm.size
+    ranks = max(
+        comm.size, launch.expected_size()[0]
+    )  # one that was started anew may have come to fewer than there were
     while True:
         try:
             with comm.watch(safety.hang_timeout), comm.guard():
