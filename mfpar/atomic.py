@@ -64,17 +64,19 @@ def replacing(path: Path) -> Iterator[Path]:
     StorageError
         Writing failed: disk full, no permission, folder gone. What stood at `path` before still stands there.
     """
-    remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.{TOKEN}.tmp"))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with storage_errors(path), held(temporary):
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, path)
-            with contextlib.suppress(OSError):  # it is in place, and not every file system can sync a folder
-                sync(path.absolute().parent)
+        with storage_errors(path):
+            remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.{TOKEN}.tmp"))
+            with held(temporary):
+                yield temporary
+                sync(temporary)
+                os.replace(temporary, path)
+                with contextlib.suppress(OSError):  # it is in place, and not every file system can sync a folder
+                    sync(path.absolute().parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that is lost, or read-only now, enough is said
+            temporary.unlink()
 
 
 @contextlib.contextmanager

@@ -61,6 +61,24 @@ def test_a_failure_of_the_system_is_one_sentence_and_leaves_what_was_there(tmp_p
     assert names(tmp_path) == ["out.txt"]
 
 
+def test_a_disk_that_is_read_only_all_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+
+    def fail(*arguments, **named):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def write():
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+            for call in ("fsync", "replace", "unlink"):
+                monkeypatch.setattr(os, call, fail)
+
+    with pytest.raises(StorageError, match=f"^{path}: could not be written: Read-only"):
+        write()
+    assert path.read_text() == "old"
+
+
 def test_a_folder_that_can_not_be_synced_takes_nothing_back(tmp_path, monkeypatch):
     real = os.fsync
 
