@@ -284,6 +284,14 @@ def test_a_loss_that_the_others_go_on_from_is_none(supervise):
     assert kinds(events) == ["run", "epoch", "lost", "saved"]
 
 
+def test_to_start_others_anew_takes_its_time(supervise):
+    """Longer than ranks are missed otherwise, and longer than the limit."""
+    deed = "if rank == 1: os.kill(os.getpid(), 9)\n"
+    late = "until = time.monotonic() + 3\nwhile time.monotonic() < until: pass\nsay('lost', message='one')\n"
+    _, events = supervise({"rank": WORK + deed + late + SAVE, "mpirun": "ranks[0].wait()"}, anew=True)
+    assert kinds(events) == ["run", "epoch", "lost", "saved"]
+
+
 UNTOLD = {
     "has ended, and the others have not said": "if rank == 1: os.kill(os.getpid(), 9)\n",
     "has given no sign of life for 2 s": f"if rank == 1: {STOPS}",

@@ -78,5 +78,5 @@ def train_on_ranks(
         Supervisor(
             arguments, Path(output), hear, ranks=ranks or 1, hosts=several, restarts=restarts,
             hang_timeout=safety.hang_timeout, checkpoints=safety.checkpoint is not None,
-            tolerant=bool(safety.replicas or safety.checkpoint),
+            tolerant=bool(safety.replicas or safety.checkpoint), anew=safety.respawn,
         ).run()  # fmt: skip

@@ -41,6 +41,7 @@ class Supervisor:
     hang_timeout : seconds, see `SafetyConfig`
     checkpoints : whether the ranks leave any
     tolerant : whether ranks may outlive each other, where MPI can do that
+    anew : whether those that are left start others in place of the dead
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Supervisor:
         hang_timeout: float = 60.0,
         checkpoints: bool = False,
         tolerant: bool = False,
+        anew: bool = False,
     ):
         self._arguments, self._output, self._listen = arguments, output, listen
         self._ranks, self._hosts, self._restarts = ranks, hosts, restarts
-        self._limit, self._checkpoints, self._tolerant = limit_of(hang_timeout), checkpoints, tolerant
+        self._limit, self._checkpoints = limit_of(hang_timeout), checkpoints
+        self._tolerant, self._anew = tolerant, anew
         self._before = _identity(output)
         self._checkpointed = False  # a checkpoint of this job has become whole
         self._last: Event = {}  # the event that has ended the run
@@ -98,7 +101,7 @@ class Supervisor:
             RunFolder(self._output, self._limit) as folder,
             Job(arguments, ranks, hosts, folder, self._tolerant) as job,
         ):
-            problem = self._follow(job, folder, Watch(folder, ranks, self._limit), requests)
+            problem = self._follow(job, folder, Watch(folder, ranks, self._limit, self._anew), requests)
             if self._is_done():
                 return None
             if self._last.get("kind") == "error":

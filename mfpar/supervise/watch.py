@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from mfpar.parallel.processes import Process
 from mfpar.parallel.progress import Activity, Presence
+from mfpar.parallel.survival import START as AGAIN  # seconds that a rank may take to be started anew
 from mfpar.supervise.folder import PERIOD, Beat, RunFolder
 
 SLACK = 20.0  # seconds at most that ranks have to find out by themselves who hangs, and to say so
@@ -41,15 +42,18 @@ class Watch:
     folder : RunFolder
     ranks : how many were started
     limit : seconds, see `limit_of`
+    anew : whether ranks that die are started anew, one after the other, before the rest say that they go on
     """
 
     folder: RunFolder
     ranks: int
     limit: float
+    anew: bool = False
     _seen: dict[str, _Rank] = field(default_factory=dict, init=False)
     _presence: Presence = field(default_factory=lambda: Presence(PERIOD), init=False)
     _lost: float = field(default=-math.inf, init=False)  # when the ranks last told of a loss
     _left: float = field(default=0.0, init=False)  # when a rank was last seen to be there
+    _gone: int = field(default=0, init=False)  # how many are not
     _here: Process = field(default_factory=Process.own, init=False)
 
     def look(self) -> str:
@@ -57,6 +61,7 @@ class Watch:
         self._presence.look()
         self._read()
         present = [rank for rank in self._seen.values() if not self._is_gone(rank.beat.process)]
+        self._gone = len(self._seen) - len(present)
         if present or len(self._seen) < self.ranks:
             self._left = self._time
         if self._time - self._left > GONE:
@@ -94,8 +99,9 @@ class Watch:
         # A last beat may have been seen after the others have told that they go on without it.
         if self._time - max(silent, rank.idle) - NEWS * PERIOD < self._lost:
             return ""
-        if silent > MOURNING and self._is_gone(process):
-            return f"{who} has ended, and the others have not said that they go on"
+        if self._is_gone(process):
+            patience = MOURNING + self.anew * self._gone * AGAIN
+            return f"{who} has ended, and the others have not said that they go on" if silent > patience else ""
         if not self.limit:
             return ""
         if silent > self.limit:
