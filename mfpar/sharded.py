@@ -17,7 +17,7 @@ import numpy as np
 
 from mfpar.abandoned import claimed, held, remove_abandoned
 from mfpar.atomic import TOKEN, DiskFile, replacing, storage_errors
-from mfpar.errors import FormatError
+from mfpar.errors import FormatError, MfparError, RankLostError
 from mfpar.formats import require_hdf5
 from mfpar.parallel.comm import Communicator
 
@@ -67,9 +67,11 @@ def write_sharded(
         if comm.rank == 0:
             with _removed_on_error(shards), replacing(path) as temporary:
                 write_master(temporary, shards)
+            for (
+                old
+            ) in replaced:  # before the others go on: if one of them is lost, the next file would not know of these
+                old.unlink(missing_ok=True)
         comm.gather(None)  # the master is in place
-    for old in replaced:
-        old.unlink(missing_ok=True)
     if replaced:
         _remove_if_empty(folder)
 
@@ -162,13 +164,22 @@ def _shards_of(path: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _note(folder: Path, token: str) -> Iterator[None]:
-    """A note, for a while, that shards of this token are of a file that is not finished."""
-    note = folder / f".{token}{UNFINISHED}"
+    """A note, for a while, that shards of this token are of a file that is not finished.
+
+    It stays if a rank was lost, who can't remove its shard; others then may not know whether they are to remove theirs.
+    """
+    note, stays = folder / f".{token}{UNFINISHED}", False
     try:
         with held(note):
             yield
+    except BaseException as error:
+        stays = isinstance(error, RankLostError) or not isinstance(
+            error, MfparError
+        )  # MPI's own, before a guard names it
+        raise
     finally:
-        note.unlink(missing_ok=True)
+        if not stays:
+            note.unlink(missing_ok=True)
         _remove_if_empty(folder)
 
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 
+import h5py
 import pytest
 import simulated
 from planted import Planted, plant
 
+from mfpar.api import runs
 from mfpar.api.enduring import train_enduringly
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine import history, rates
@@ -22,6 +24,7 @@ from mfpar.parallel import survival
 from mfpar.parallel.comm import Serial
 from mfpar.recovery import keeper
 from mfpar.recovery.replicas import Replicas
+from mfpar.sharded import shards_shown
 
 EPOCHS = 8
 
@@ -101,6 +104,24 @@ def test_those_that_are_left_end_with_the_same_bits(data, tmp_path, monkeypatch,
             assert kinds(events, "resume")
         assert open_model(tmp_path / "m.h5", None).fingerprint == expected
         shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 5])
+def test_of_what_was_saved_with_the_dead_nothing_stays(data, tmp_path, monkeypatch, after):
+    real = runs.save_model
+
+    def save(output, training, file, record, comm):
+        if comm.rank == 2:
+            comm.hub.kill(2, after)
+        return real(output, training, file, record, comm)
+
+    assert simulated.run(3, trainer(data, tmp_path, epochs=1, safety={"checkpoint": None}))  # what is to be replaced
+    monkeypatch.setattr(runs, "save_model", save)
+    simulated.run_all(3, trainer(data, tmp_path, safety={"checkpoint": None}), seed=after, tolerant=True)
+    with h5py.File(tmp_path / "m.h5") as model:
+        assert {path.name for path in (tmp_path / "m.shards").iterdir()} == {
+            name.rpartition("/")[2] for name in shards_shown(model)
+        }
 
 
 class Losing(Serial):
