@@ -98,7 +98,7 @@ def needs_of(
     copies: int = 2,
     replicas: int = 0,
     checkpoint: bool = False,
-    best: bool = False,
+    ways_back: int = 0,
 ) -> Needs:
     """What a rank needs, and what of it can stay in memory.
 
@@ -120,7 +120,7 @@ def needs_of(
     copies : states to go back to that may exist at a time
     replicas : copies of each rank's state on other ranks, 0 or 1
     checkpoint : there is one from time to time
-    best : the best state so far is part of what replicas and checkpoints hold
+    ways_back : states to go back to that are part of what replicas and checkpoints hold
 
     Returns
     -------
@@ -141,7 +141,7 @@ def needs_of(
     copy = sum(lengths) + 4 * sum(layout.floats(int(count)) for count in cols) * (last - first) // size
     held_twice = own_shard = 0
     if checkpoint or (replicas and ranks > 1):
-        shards = (1 + best) * shards_of(rows, cols, layout, ranks)
+        shards = (1 + ways_back) * shards_of(rows, cols, layout, ranks)
         own_shard = int(shards[rank])
         # A snapshot of its own, and two rooms for that of another rank, whichever: another one after a loss.
         held_twice = own_shard + 2 * int(np.delete(shards, rank).max()) if replicas and ranks > 1 else 0

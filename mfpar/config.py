@@ -175,6 +175,11 @@ class TrainConfig(Settings):
         """Whether a part of the training ratings is held out for validation."""
         return bool(self.validation_fraction) or self.folds is not None
 
+    @property
+    def ways_back(self) -> int:
+        """How many states a cut has besides that of now: the best, and the last where any epoch may be undone."""
+        return (self.patience is not None) + (self.lr_rule == "bold-driver")
+
     def resolved(self, loss: Loss) -> "TrainConfig":
         """These settings with the loss's rate where none is given."""
         return self if self.lr is not None else self.having(lr=loss.rates[self.optimizer])

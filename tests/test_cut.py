@@ -104,6 +104,14 @@ SAID = {  # of what else happens in the run
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_the_plan_knows_how_many_states_a_cut_has(data, tmp_path, name):
+    """Not more than those, and all of them where it is made in the midst of an epoch."""
+    found = [interrupted(data, tmp_path, 1, 1, 4, last, **CASES[name]) for last in range(1, 8)]
+    states = {len({key.partition("/")[0] for key in cut[1]}) for cut in found if cut}
+    assert max(states) == 1 + TrainConfig(**CASES[name]).ways_back
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_goes_on_from_any_cut_on_any_ranks(data, tmp_path, monkeypatch, name):
     given = CASES[name]
     monkeypatch.setattr(rates, "GROWTH", 4.0)  # so that the bold driver goes too far

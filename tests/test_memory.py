@@ -329,7 +329,7 @@ def test_copies_and_checkpoints_make_room_for_replicas():
     whole = needs_of(*matrix, layout, 4, 0, (0, 1), memory=None, **options)
     shard = 4 * 4 * (layout.floats(100_000) + layout.floats(10_000))
     assert (whole.safety, whole.waiting) == (4 * shard, False)
-    assert needs_of(*matrix, layout, 4, 0, (0, 1), memory=None, **options, best=True).safety == 8 * shard
+    assert needs_of(*matrix, layout, 4, 0, (0, 1), memory=None, **options, ways_back=1).safety == 8 * shard
     assert needs_of(*matrix, layout, 1, 0, (0, 1), memory=None, rating_bytes=10, replicas=1).safety == 0
     bare = whole.total - whole.copies
     for memory, safety, waiting in ((bare, 4 * shard, False), (bare - 1, 3 * shard, True)):

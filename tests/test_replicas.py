@@ -310,7 +310,7 @@ def test_the_plan_has_room_for_it(data):
         needs = [
             needs_of(
                 rows, cols, counts, layout, comm.size, comm.rank, (comm.rank, comm.rank + 1), rating_bytes=8,
-                memory=None, replicas=1, checkpoint=checkpoint, best=len(roles) > 1,
+                memory=None, replicas=1, checkpoint=checkpoint, ways_back=len(roles) - 1,
             ).safety
             for checkpoint in (False, True)
         ]  # fmt: skip

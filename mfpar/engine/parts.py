@@ -53,7 +53,7 @@ def needs(
         "copies": min(2 + (train.patience is not None), train.epochs - 1),
         "replicas": replicas,
         "checkpoint": checkpoint,
-        "best": train.patience is not None,
+        "ways_back": train.ways_back,
     }
     own = {name: file.counts(name, first, last) for name in names}
     if train.validates:  # while that is cut out, all ratings are there twice, and an integer for each

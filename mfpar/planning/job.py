@@ -37,8 +37,8 @@ class Job:
     epochs : int
     evaluated : bool
         Held-out ratings are measured after each epoch, for which column-blocks go home.
-    best : bool
-        The best state so far is part of what replicas and checkpoints hold.
+    ways_back : int
+        States to go back to that are part of what replicas and checkpoints hold.
     replicas : int
         Copies of each rank's state on other ranks, 0 or 1.
     checkpoint : bool
@@ -56,7 +56,7 @@ class Job:
     ratings: int
     epochs: int = 20
     evaluated: bool = False
-    best: bool = False
+    ways_back: int = 0
     replicas: int = 0
     checkpoint: bool = False
     skew: float = 0.0
@@ -76,7 +76,7 @@ class Job:
             ratings=file.header.ratings,
             epochs=train.epochs,
             evaluated=len(parts) > 1 or train.validates,
-            best=train.patience is not None,
+            ways_back=train.ways_back,
         )
 
     @classmethod
@@ -118,7 +118,7 @@ class Job:
         rating_bytes = _rating_bytes(rows, cols, False)
         return cls(
             rows, cols, {"train": counts}, layout, train.seed, rating_bytes, ratings, train.epochs,
-            best=train.patience is not None, skew=skew,
+            ways_back=train.ways_back, skew=skew,
         )  # fmt: skip
 
     @property

@@ -209,7 +209,7 @@ def needs_most(job: Job, cluster: Cluster, ranks: int, memory: int | None, spill
             needs_of(
                 job.rows, job.cols, job.counts, job.layout, ranks, rank, (leader, min(leader + per_node, ranks)),
                 rating_bytes=job.rating_bytes, memory=memory, threads=cluster.threads, spill=spill,
-                replicas=job.replicas, checkpoint=job.checkpoint, best=job.best,
+                replicas=job.replicas, checkpoint=job.checkpoint, ways_back=job.ways_back,
             )
             for rank in sorted({0, ranks - 1, *busiest})
             for leader in [rank // per_node * per_node]
