@@ -67,9 +67,7 @@ def write_sharded(
         if comm.rank == 0:
             with _removed_on_error(shards), replacing(path) as temporary:
                 write_master(temporary, shards)
-            for (
-                old
-            ) in replaced:  # before the others go on: if one of them is lost, the next file would not know of these
+            for old in replaced:  # before others go on: if one were lost then, the next file would not know of these
                 old.unlink(missing_ok=True)
         comm.gather(None)  # the master is in place
     if replaced:
@@ -173,9 +171,7 @@ def _note(folder: Path, token: str) -> Iterator[None]:
         with held(note):
             yield
     except BaseException as error:
-        stays = isinstance(error, RankLostError) or not isinstance(
-            error, MfparError
-        )  # MPI's own, before a guard names it
+        stays = isinstance(error, RankLostError) or not isinstance(error, MfparError)  # MPI's own are named later
         raise
     finally:
         if not stays:

@@ -47,9 +47,8 @@ def train_enduringly(
     if comm.rank == 0:
         remove_abandoned(Path(output))  # of a supervisor that was killed: this run goes on in its place
     precautions = Precautions(safety, stop)
-    ranks = max(
-        comm.size, launch.expected_size()[0]
-    )  # one that was started anew may have come to fewer than there were
+    # One that was started anew may have come to fewer than there were.
+    ranks = max(comm.size, launch.expected_size()[0])
     while True:
         try:
             with comm.watch(safety.hang_timeout), comm.guard():

@@ -101,7 +101,7 @@ class Supervisor:
             RunFolder(self._output, self._limit) as folder,
             Job(arguments, ranks, hosts, folder, self._tolerant) as job,
         ):
-            problem = self._follow(job, folder, Watch(folder, ranks, self._limit, self._anew), requests)
+            problem = self._follow(job, folder, Watch(folder, ranks, self._limit), requests)
             if self._is_done():
                 return None
             if self._last.get("kind") == "error":
@@ -121,9 +121,11 @@ class Supervisor:
             line = job.line(LOOK)
             now = time.monotonic()
             if line is not None:
-                if self._hear(line) == "lost":
+                kind, said = self._hear(line), now
+                if kind == "lost":
                     watch.lost()
-                said = now
+                elif kind == "run":  # before they have met, nobody starts anybody
+                    watch.anew = self._anew
             if self._last and now - said > FAREWELL:
                 return "mpirun does not end"
             if requests.asked is not None:

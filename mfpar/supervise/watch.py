@@ -11,7 +11,7 @@ from mfpar.supervise.folder import PERIOD, Beat, RunFolder
 SLACK = 20.0  # seconds at most that ranks have to find out by themselves who hangs, and to say so
 START = 2  # times the limit: what ranks may take to give the first sign of life
 NEWS = 2  # periods of time that pass at most until a beat is seen
-MOURNING = 30.0  # seconds from the end of a rank for the others to say that they go on, maybe with a new one
+MOURNING = 30.0  # seconds at most from the end of a rank for the others to say that they go on
 GONE = 10.0  # seconds for mpirun to end once none of its ranks is there any more
 
 
@@ -42,7 +42,7 @@ class Watch:
     folder : RunFolder
     ranks : how many were started
     limit : seconds, see `limit_of`
-    anew : whether ranks that die are started anew, one after the other, before the rest say that they go on
+    anew : whether ranks that die are started anew now, one after the other, before the rest say that they go on
     """
 
     folder: RunFolder
@@ -100,7 +100,7 @@ class Watch:
         if self._time - max(silent, rank.idle) - NEWS * PERIOD < self._lost:
             return ""
         if self._is_gone(process):
-            patience = MOURNING + self.anew * self._gone * AGAIN
+            patience = min(MOURNING, self.limit or MOURNING) + self.anew * self._gone * AGAIN
             return f"{who} has ended, and the others have not said that they go on" if silent > patience else ""
         if not self.limit:
             return ""
