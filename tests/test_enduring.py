@@ -1,5 +1,6 @@
 """Runs that lose ranks, are stopped, or killed: they go on, or are gone on with, and end as if nothing had happened."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -248,6 +249,42 @@ def test_nothing_of_a_damaged_checkpoint_is_in_those_that_follow(data, tmp_path)
     for path in begun:
         named = {"resume": str(path), "checkpoint": None}
         assert trainer(data, tmp_path, safety=named, **given)(Serial()) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "sentence"),
+    [
+        (("now",), None, "has no order of the column-blocks now"),
+        (("now", 0), [0] * 6, "has no order of the column-blocks now"),
+        (("now", 1), "far", "has no order of the column-blocks now"),
+        (("copies",), {"worst": []}, "does not say which copies it has"),
+        (("copies",), {"best": [[1], 0.0]}, "has no order of the column-blocks best"),
+        (("course",), {}, "does not say how far the run was"),
+        (("course", "standing", "epoch"), "two", "has something else than numbers"),
+        (("course", "standing"), {"loss": 1.0}, "does not say where the run stood"),
+        (("course", "rates"), [1.0], "has no rates"),
+        (("course", "history", "kept"), {"last": None}, "has no history"),
+        (("course", "history", "used"), [[1, 2.0]], "has no rates of the epochs before"),
+        (("step",), 6, "is after step 6 of 6"),
+    ],
+)
+def test_a_foreign_cut_is_not_gone_on_from(data, tmp_path, where, value, sentence):
+    """Under a checksum that says that all is well."""
+    expected = undisturbed(data, tmp_path)
+    assert trainer(data, tmp_path, safety={"keep": 1})(Serial()) == expected
+    (path,) = (path for path in (tmp_path / "saved").iterdir() if path.is_dir())
+    content = json.loads((path / "manifest.json").read_text().partition("\n")[2])
+    part = content["cut"]
+    for name in where[:-1]:
+        part = part[name]
+    part[where[-1]] = value
+    text = json.dumps(content).encode()
+    (path / "manifest.json").write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+    with pytest.raises(FormatError, match=f"is foreign: the cut {sentence}"):
+        trainer(data, tmp_path, safety={"resume": str(path), "checkpoint": None})(Serial())
+    events = []
+    assert simulated.run(2, trainer(data, tmp_path, events, safety={"resume": "auto"})) == [expected] * 2
+    assert sentence in kinds(events, "warning")[0]["message"]
 
 
 def test_with_none_to_go_on_from_a_run_begins(data, tmp_path):

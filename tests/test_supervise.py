@@ -19,6 +19,7 @@ from mfpar.supervise import hosts, supervisor, watch
 from mfpar.supervise.folder import RunFolder
 from mfpar.supervise.heartbeat import FOLDER
 from mfpar.supervise.hosts import Host, parse_hosts
+from mfpar.supervise.job import Job
 from mfpar.supervise.supervisor import Supervisor
 
 HANG = 1.0  # seconds: twice that is the limit
@@ -382,6 +383,23 @@ def test_what_a_supervisor_that_was_killed_has_left_is_removed(tmp_path, monkeyp
             assert elsewhere.exists()
             assert other.path.exists()
             assert [path.name for path in tmp_path.glob("mfpar-*")] == ["mfpar-76543210"]
+
+
+def test_what_is_half_removed_is_removed(tmp_path):
+    half = tmp_path / ".model.h5.0123abcd.over"
+    half.mkdir()
+    (half / "supervisor").touch()
+    folders.remove_abandoned(tmp_path / "model.h5")
+    assert not half.exists()
+
+
+def test_a_job_whose_path_has_line_breaks_ends_nobody_else(tmp_path, monkeypatch):
+    """They would make several patterns of one, and the empty one is in everybody's environment."""
+    (tmp_path / "odd\n\nname").mkdir()
+    monkeypatch.setenv("MFPAR_MPIRUN", str(FakeMpi(tmp_path, {}).mpirun))
+    with RunFolder(tmp_path / "odd\n\nname" / "model.h5", 5.0) as folder:
+        script = Job([], 1, None, folder)._sweep().replace("kill -9", "echo")
+    assert subprocess.run(["sh", "-c", script], check=True, timeout=20, stdout=subprocess.PIPE).stdout == b""
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

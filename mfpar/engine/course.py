@@ -1,7 +1,6 @@
 """The course of a run: its epochs, and what to do when one of them goes wrong or no longer helps.
 
-Every decision is taken on sums that are the same on any number of ranks and threads, so that all ranks take the same
-one and the bits stay what they are.
+Decisions are taken on sums that are the same on any number of ranks and threads, so all take the same, and bits stay.
 """
 
 import math
@@ -14,6 +13,7 @@ import numpy as np
 
 from mfpar.engine.beginning import Standing, begin
 from mfpar.engine.cut import Block, Breaks, Cut, StopRun
+from mfpar.engine.foreign import require_cut
 from mfpar.engine.history import History
 from mfpar.engine.rates import Rates
 from mfpar.engine.report import EpochReport, Measures, Pass
@@ -73,7 +73,8 @@ class Course:
         self._history.__exit__(*error)
 
     def lay_out(self, content: dict[str, Any]) -> Iterator[Block]:
-        """The blocks here of a cut with this content, to be written to, for `resume` to go on from. Collective."""
+        """The blocks of a cut with this content, to be written to for `resume`; else FormatError. Collective."""
+        require_cut(content, len(self._training.position[0]))
         self._laid_out = True
         order, offset = content["now"]
         self._training.reposition((np.array(order), offset))

@@ -1,5 +1,6 @@
 """Starting ranks, and telling whether this process is one of several that somebody else has started."""
 
+import faulthandler
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ CHATTER = "NBC_Progress: an error "
 
 MPIRUN = "MFPAR_MPIRUN"  # the variable that names the mpirun to use
 SHARED_FOLDER = "OMPI_MCA_btl_sm_backing_directory"  # the one that names the folder of Open MPI's shared memory
+ABORT = 8.0  # seconds for MPI to end all ranks
 ANSWER = 20.0  # seconds for mpirun to say which one it is
 
 
@@ -145,7 +147,9 @@ def abort(code: int) -> None:
     """End all ranks that were launched with this one, at once, with this exit code."""
     from mpi4py import MPI
 
-    MPI.COMM_WORLD.Abort(code)
+    with open(os.devnull, "w") as nowhere:  # MPI may not come back from it after a loss, and waits with Python's lock
+        faulthandler.dump_traceback_later(ABORT, exit=True, file=nowhere)
+        MPI.COMM_WORLD.Abort(code)
 
 
 def mpirun() -> str:

@@ -78,7 +78,7 @@ def newest(
             try:
                 problem = restore(path, manifest, lay_out(manifest.cut))
             except FormatError as error:
-                problem = str(error)
+                problem = f"{path}: is foreign: {error}"
             problem = _first(comm.gather(problem))
             if problem is None:
                 return Found(path, manifest.cut)

@@ -187,6 +187,8 @@ def remove_abandoned(output: Path) -> None:
     """Remove what supervisors of this output that were killed on this machine have left, which ends their ranks."""
     here = Process.own()
     folder = output.absolute().parent
+    for path in folder.glob(f".{glob.escape(output.name)}.????????.over"):  # half removed
+        shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f".{glob.escape(output.name)}.????????.run"):
         order = Order.read(path)
         if order and order.process.near(here) and not order.process.alive:

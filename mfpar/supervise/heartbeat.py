@@ -62,7 +62,8 @@ class _Heart:
             beat.write(self._path)
             self._count += 1
         except FileNotFoundError:
-            return self._folder.exists()
+            with contextlib.suppress(OSError):
+                return self._folder.exists()
         except OSError:  # of the file system, and nothing that ends a job
             return True
         return True

@@ -137,10 +137,10 @@ class Job:
     def _sweep(self) -> str:
         """A script of sh that kills this job's processes on a host, with the daemons of mpirun that have started them.
 
-        They are known by their environment, which names the job's folder; no other process has that.
+        They are known by their environment, which names the job's folder; no other process has that. A pattern of
+        the whole path might be several, if there is a line break in it, of which one is in everybody's.
         """
-        mark = shlex.quote(f"{FOLDER}={self._folder.path}")
-        return _SWEEP.format(mark=mark, shared=shlex.quote(self._shared))
+        return _SWEEP.format(mark=f".{self._folder.token}.run", shared=shlex.quote(self._shared))
 
 
 _SWEEP = """
