@@ -13,6 +13,7 @@ from mfpar.errors import StorageError
 
 NAME = ".lock"
 PATIENCE = 5.0  # seconds that a process which was killed has to be gone
+ELSEWHERE = 30.0  # on another host: a file server gives back what a host that died had locked within a minute or two
 INTERVAL = 0.05
 
 
@@ -34,10 +35,11 @@ class Lock:
         path, self.held = folder / NAME, False
         with storage_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        until = time.monotonic() + PATIENCE
+        begun = time.monotonic()
         while not self._acquire():
-            if time.monotonic() > until:
-                holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+            holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+            here = holder.endswith(f" on {socket.gethostname()}") or holder == "unknown"
+            if time.monotonic() - begun > (PATIENCE if here else ELSEWHERE):
                 self.release()
                 raise StorageError(
                     f"{folder}: another run keeps its checkpoints there ({holder}); "
