@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mfpar.atomic import storage_errors
+from mfpar.parallel import launch
 
 FORMAT = "%(asctime)s.%(msecs)03d {where} %(threadName)s %(name)s: %(message)s"
 
@@ -16,6 +17,8 @@ FORMAT = "%(asctime)s.%(msecs)03d {where} %(threadName)s %(name)s: %(message)s"
 @contextlib.contextmanager
 def debug_log(folder: str | None, rank: int) -> Iterator[None]:
     """Have all that mfpar notes of this process appended to `rank-RANK.log` in a folder; without one, nothing is noted.
+
+    One that was started anew has a number that another has had, or has still: its own id is in the name of its log.
 
     Raises
     ------
@@ -25,7 +28,7 @@ def debug_log(folder: str | None, rank: int) -> Iterator[None]:
     if folder is None:
         yield
         return
-    path = Path(folder) / f"rank-{rank:04d}.log"
+    path = Path(folder) / (f"rank-{rank:04d}-{os.getpid()}.log" if launch.started_anew() else f"rank-{rank:04d}.log")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import os
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +11,7 @@ from mfpar.parallel.processes import Process
 
 LOOKS = 3  # in the time that there is; at each of them ranks that are stopped are ended
 LOCKED = 5.0  # seconds more for a process that can't even say why, as it waits for MPI with Python's lock
+HERALD = 'read -r anything && printf "%s\\n" "$1" >&2'
 
 
 @contextlib.contextmanager
@@ -27,6 +29,7 @@ def bounded(seconds: float, what: str, others: Sequence[Process] = ()) -> Iterat
     if not seconds:
         yield
         return
+    sentence = f"mfpar: error: {what} within {seconds:g} s; the job is ended"
     over = threading.Event()
 
     def wait() -> None:
@@ -37,12 +40,14 @@ def bounded(seconds: float, what: str, others: Sequence[Process] = ()) -> Iterat
             for other in others:
                 if other.near(own) and other.stopped:
                     other.kill()
-        os.write(2, f"mfpar: error: {what} within {seconds:g} s; the job is ended\n".encode())
+        os.write(2, f"{sentence}\n".encode())
         os._exit(1)
 
     threading.Thread(target=wait, name="mfpar-bound", daemon=True).start()
-    with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(seconds + LOCKED, exit=True, file=nowhere)
+    # Where this process can't say why itself, another does, as soon as it hears anything.
+    herald = subprocess.Popen(["sh", "-c", HERALD, "sh", sentence], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    with herald:
+        faulthandler.dump_traceback_later(seconds + LOCKED, exit=True, file=herald.stdin)  # type: ignore[arg-type]
         try:
             yield
         finally:

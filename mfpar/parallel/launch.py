@@ -132,6 +132,11 @@ def speaks() -> bool:
     return survival.fate.first if survival.fate.outlived else launched_rank() == 0
 
 
+def started_anew() -> bool:
+    """Whether this process was started by other ranks, in place of one that has died. Local."""
+    return survival.joins() is not None
+
+
 def outlived() -> bool:
     """Whether this process has outlived another rank; MPI may never come to its end then. Local."""
     return survival.fate.outlived
@@ -139,7 +144,7 @@ def outlived() -> bool:
 
 def sign_off() -> None:
     """Let the launcher know that this process ends well, if it might think otherwise: the last thing to do. Local."""
-    if survival.joins():
+    if started_anew():
         survival.sign_off()
 
 

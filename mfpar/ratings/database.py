@@ -194,6 +194,10 @@ class Database:
             if isinstance(error, duckdb.IOException) and str(self._spill) in str(error):
                 raise self._full() from error
             raise
+        except RuntimeError as error:  # what DuckDB makes of the exception that a signal's handler has raised
+            if "interrupted" in str(error).lower():
+                raise KeyboardInterrupt from error
+            raise
 
     def _full(self) -> StorageError:
         return StorageError(f"{self.folder.parent}: no space is left there for the temporary files of the conversion")

@@ -108,8 +108,9 @@ class Supervisor:
                 return _error_of(self._last)
             if self._last.get("kind") == "stopped":
                 return errors.PreemptedError(self._last.get("message", "stopped as asked"))
-            if not problem:
-                problem = _obituary(*job.said)
+            if not problem and not folder.path.parent.is_dir():
+                return errors.StorageError(f"{self._output}: could not be written: its folder is no longer there")
+            problem = problem or _obituary(*job.said)
         if requests.asked is not None:
             return errors.PreemptedError(f"stopped as asked, without another checkpoint: {problem}")
         return errors.RankError(problem)
@@ -193,8 +194,7 @@ def _error_of(event: Event) -> errors.MfparError:
     return error
 
 
-def _obituary(code: int, complaints: str) -> str:
-    """A sentence about ranks that have ended without one."""
-    said = [line.strip() for line in complaints.splitlines() if re.search(r"[a-z]", line)]
+def _obituary(code: int, complaints: str) -> str:  # a sentence about ranks that have ended without one
+    said = " ".join(line.strip() for line in complaints.splitlines() if re.search(r"[a-z]", line)).partition(". ")[0]
     killed = " (a rank was killed: out of memory?)" if code == 128 + signal.SIGKILL else ""
-    return f"the ranks ended with exit code {code}{killed}: {said[0] if said else 'no message'}"
+    return f"the ranks ended with exit code {code}{killed}: {said.rstrip('.') or 'no message'}"
