@@ -244,6 +244,7 @@ def body():
         raise errors.StorageError("disk 1 is full")
     comm.gather(None)
 say(me, fate(comm, body), launch.outlived())
+time.sleep(0.5)  # who leaves is dead to the others
 """
     assert run(tmp_path, script, 3) == [[rank, "StorageError: disk 1 is full", False] for rank in range(3)]
     script = """
