@@ -154,7 +154,10 @@ def abort(code: int) -> None:
 
     with open(os.devnull, "w") as nowhere:  # MPI may not come back from it after a loss, and waits with Python's lock
         faulthandler.dump_traceback_later(ABORT, exit=True, file=nowhere)
-        MPI.COMM_WORLD.Abort(code)
+        try:
+            MPI.COMM_WORLD.Abort(code)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def mpirun() -> str:
