@@ -28,7 +28,8 @@ def debug_log(folder: str | None, rank: int) -> Iterator[None]:
     if folder is None:
         yield
         return
-    path = Path(folder) / (f"rank-{rank:04d}-{os.getpid()}.log" if launch.started_anew() else f"rank-{rank:04d}.log")
+    own = f"-{os.getpid()}" if launch.started_anew() else ""
+    path = Path(folder) / f"rank-{rank:04d}{own}.log"
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")

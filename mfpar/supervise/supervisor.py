@@ -194,7 +194,8 @@ def _error_of(event: Event) -> errors.MfparError:
     return error
 
 
-def _obituary(code: int, complaints: str) -> str:  # a sentence about ranks that have ended without one
+def _obituary(code: int, complaints: str) -> str:
+    """A sentence about ranks that have ended without one."""
     said = " ".join(line.strip() for line in complaints.splitlines() if re.search(r"[a-z]", line)).partition(". ")[0]
     killed = " (a rank was killed: out of memory?)" if code == 128 + signal.SIGKILL else ""
     return f"the ranks ended with exit code {code}{killed}: {said.rstrip('.') or 'no message'}"
