@@ -14,7 +14,7 @@ import pytest
 from hosts import Hosts, why_not
 from processes import run_to_end
 
-from mfpar.parallel.launch import ONE_NODE, expected_size
+from mfpar.parallel.launch import ONE_NODE, SESSION_BASE, expected_size
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -28,6 +28,14 @@ os.environ.update(ONE_NODE, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", PYTHO
 if expected_size()[0] > 1:
     os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(prefix="mfpar-rank-")
     atexit.register(shutil.rmtree, os.environ["PYTEST_DEBUG_TEMPROOT"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_session_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where each mpirun of a test has its folder: one that is killed leaves it, and another with its number fails."""
+    with tempfile.TemporaryDirectory(prefix="mfpar-session-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv(SESSION_BASE, folder)
+        yield
 
 
 @pytest.fixture(scope="session")

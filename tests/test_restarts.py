@@ -12,6 +12,7 @@ from hosts import BIN, OPEN_MPI
 from planted import Planted, plant
 
 from mfpar.api import load
+from mfpar.parallel.launch import SESSION_BASE
 
 SOON = 90  # seconds: any of these jobs takes ten, more on a machine that has other things to do
 SETTINGS = ("--factors", 8, "--epochs", 4)
@@ -71,13 +72,17 @@ def ranks_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS.keys())
-def test_the_job_is_done_whatever_happens_to_it(data, fingerprint, run_cli, tmp_path, deed):
+def test_the_job_is_done_whatever_happens_to_it(data, fingerprint, run_cli, tmp_path, monkeypatch, deed):
     bad = sabotage(tmp_path, 1, deed)
+    (temporary := tmp_path / "tmp").mkdir()
+    monkeypatch.delenv(SESSION_BASE)
     done = run_cli(
         "train", data.path, "-o", "model.h5", *SETTINGS, "--ranks", 3, "--restarts", 1, "--hang-timeout", 4,
-        "--progress", "json", "--log", "run.jsonl", environment=bad, timeout=SOON,
+        "--progress", "json", "--log", "run.jsonl", environment=bad | {"TMPDIR": str(temporary)}, timeout=SOON,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    # Where an mpirun leaves its folder, another one that happens to have the same process id fails to start.
+    assert not list(temporary.glob("ompi.*"))
     assert load(tmp_path / "model.h5").fingerprint == fingerprint
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["attempt"] for event in events if event["kind"] == "restart"] == [1]
@@ -131,4 +136,5 @@ def test_a_lost_host_is_done_without(data, fingerprint, make_hosts, tmp_path, fa
     assert [event["ranks"] for event in events if event["kind"] == "run"] == [3, 2]
     for name in ("mfpar0", "mfpar2"):
         assert "-m mfpar" not in hosts.run_on(name, "ps", "-A", "-o", "args")
+        assert not list((hosts.own_folder(name) / "tmp").glob("ompi.*"))
     assert not ranks_of(tmp_path)

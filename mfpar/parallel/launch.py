@@ -44,6 +44,7 @@ CHATTER = "NBC_Progress: an error "
 
 MPIRUN = "MFPAR_MPIRUN"  # the variable that names the mpirun to use
 SHARED_FOLDER = "OMPI_MCA_btl_sm_backing_directory"  # the one that names the folder of Open MPI's shared memory
+SESSION_BASE = "PRTE_MCA_prte_local_tmpdir_base"  # where mpirun makes its folder, ompi.PID
 ABORT = 8.0  # seconds for MPI to end all ranks
 ANSWER = 20.0  # seconds for mpirun to say which one it is
 

@@ -49,10 +49,12 @@ class Job:
     ):
         tolerant = tolerant and launch.knows_ulfm()
         self._hosts, self._folder = hosts, folder
-        # Open MPI leaves its shared memory behind where ranks end by an error: it gets a folder that goes with the job.
+        # Open MPI leaves its shared memory behind where ranks end by an error, and an mpirun that is killed its own
+        # folder, where one with the same process id fails to start later. Both get a folder that goes with the job.
         self._shared = str(shared_folder(folder.token))
         environment = launch.environment_of(hosts is not None, tolerant)
-        environment |= {FOLDER: str(folder.path), launch.SHARED_FOLDER: self._shared}
+        environment |= {FOLDER: str(folder.path)}
+        environment |= dict.fromkeys((launch.SHARED_FOLDER, launch.SESSION_BASE), self._shared)
         if hosts is None:
             start = launch.on_this_machine(ranks, tolerant)
         else:
@@ -149,7 +151,10 @@ for file in $(grep -lsF {mark} /proc/[0-9]*/environ); do
     pid=${{pid%/environ}}
     parent=$(sed -n 's/^PPid:[^0-9]*//p' /proc/$pid/status)
     case $(cat /proc/$parent/comm) in
-        mpirun* | mpiexec* | prte* | orte* | hydra_*) kill -9 $parent ;;
+        mpirun* | mpiexec* | prte* | orte* | hydra_*)
+            kill -9 $parent
+            rm -rf "${{TMPDIR:-/tmp}}/ompi.$parent"
+            ;;
     esac
     kill -9 $pid
 done
