@@ -31,6 +31,7 @@ class _Rank:
     activity: Activity
     since: float  # when the beat before the last one, or this one if it is the first, was seen
     idle: float = 0.0
+    gone: bool = False  # its process is of this machine, and is not there any more
 
 
 @dataclass
@@ -53,16 +54,13 @@ class Watch:
     _presence: Presence = field(default_factory=lambda: Presence(PERIOD), init=False)
     _lost: float = field(default=-math.inf, init=False)  # when the ranks last told of a loss
     _left: float = field(default=0.0, init=False)  # when a rank was last seen to be there
-    _gone: int = field(default=0, init=False)  # how many are not
     _here: Process = field(default_factory=Process.own, init=False)
 
     def look(self) -> str:
         """What is wrong, as a sentence; "" if nothing."""
         self._presence.look()
         self._read()
-        present = [rank for rank in self._seen.values() if not self._is_gone(rank.beat.process)]
-        self._gone = len(self._seen) - len(present)
-        if present or len(self._seen) < self.ranks:
+        if len(self._seen) < self.ranks or not all(rank.gone for rank in self._seen.values()):
             self._left = self._time
         if self._time - self._left > GONE:
             return "none of the ranks is there any more, but mpirun does not end"
@@ -88,9 +86,9 @@ class Watch:
             else:
                 continue
             known.idle = known.activity.idle(self._time, beat.used)
-
-    def _is_gone(self, process: Process) -> bool:
-        return process.near(self._here) and not process.alive
+        for rank in self._seen.values():
+            process = rank.beat.process
+            rank.gone = process.near(self._here) and not process.alive
 
     def _of(self, rank: _Rank) -> str:
         process = rank.beat.process
@@ -99,8 +97,9 @@ class Watch:
         # A last beat may have been seen after the others have told that they go on without it.
         if self._time - max(silent, rank.idle) - NEWS * PERIOD < self._lost:
             return ""
-        if self._is_gone(process):
-            patience = min(MOURNING, self.limit or MOURNING) + self.anew * self._gone * AGAIN
+        if rank.gone:
+            gone = sum(rank.gone for rank in self._seen.values())
+            patience = min(MOURNING, self.limit or MOURNING) + self.anew * gone * AGAIN
             return f"{who} has ended, and the others have not said that they go on" if silent > patience else ""
         if not self.limit:
             return ""
