@@ -61,6 +61,12 @@ class RankLostError(RankError):
     """A rank has died, or is taken for dead; those that are left can go on together if MPI lets them."""
 
 
+class RankNotNeededError(RankLostError):
+    """The ranks that have started this one, in place of one that has died, go on without it: nothing has failed."""
+
+    exit_code = 0
+
+
 class RankInterruptedError(MfparError, RuntimeError):
     """Somebody has interrupted another rank, by Ctrl-C or a signal: nothing has failed, and nothing is to be mended."""
 

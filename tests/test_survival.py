@@ -290,6 +290,27 @@ say(me, ended, work(comm.survivors()))
     assert run(tmp_path, script, 4) == [[rank, died, [0, 1, 2]] for rank in range(3)]
 
 
+def test_a_death_before_and_after_what_is_watched(tmp_path):
+    script = """
+def watched(comm, where):
+    if me == where[0]:
+        die()
+    try:
+        with comm.watch(5.0):
+            ended = fate(comm, lambda: comm.gather(None))
+            if me == where[1]:
+                die()
+    except errors.RankLostError as error:
+        ended = f"RankLostError: {error}"
+    return ended
+first = watched(comm, (1, None))
+comm = comm.survivors()
+say(me, first, watched(comm, (None, 3)), launch.outlived(), work(comm.survivors()))
+"""
+    died = f"RankLostError: rank 1 on host {HOST} has died"
+    assert run(tmp_path, script, 4) == [[rank, died, "well", True, [0, 1]] for rank in (0, 2)]
+
+
 def test_a_loss_that_the_region_itself_declares(tmp_path):
     script = """
 def body():

@@ -148,7 +148,9 @@ class Job:
                     continue
                 state = (home / "stat").read_text().rpartition(")")[2].split()[0]
                 words = (home / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                number, ranked = int(entry.name), any(one.startswith(b"PMIX_RANK=") for one in variables)
+                # A rank's children, which have its environment, are not Python.
+                ranked = "python" in Path(words[0]).name and any(one.startswith(b"PMIX_RANK=") for one in variables)
+                number = int(entry.name)
                 role = "launcher" if number == self._process.pid else "rank" if ranked else "other"
                 if Path(words[0]).name in MPIRUN:
                     role = "mpirun"

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from mfpar.cli import convert, doctor, inspect, plan, serve, train, tune, verify
 from mfpar.cli.display import print_event
-from mfpar.errors import MfparError, PreemptedError, RankInterruptedError
+from mfpar.errors import MfparError, PreemptedError, RankInterruptedError, RankNotNeededError
 from mfpar.parallel import launch
 
 TERMINATED = 143
@@ -93,6 +93,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail("interrupted", RankInterruptedError.__name__, RankInterruptedError.exit_code, args)
     except PreemptedError as error:
         return _stop(str(error), error.exit_code)
+    except RankNotNeededError:
+        return 0
     except MfparError as error:
         return _fail(str(error), type(error).__name__, error.exit_code, args)
     except MemoryError as error:

@@ -13,17 +13,34 @@ class Flight:
     def __init__(self, comm: Any):
         self._comm = comm
         self.requests: list[Any] = []
+        self._statuses: list[Any] = []
 
     def add(self, request: Any) -> None:
         """One more."""
         self._comm.under_way.add(self)
         self.requests.append(request)
+        self._statuses.append(self._comm.mpi.Status())
 
     def arrived(self) -> bool:
         """See `Pending.arrived`."""
-        if self in self._comm.under_way and self._comm.mpi.Request.Testall(self.requests):
-            self._comm.under_way.discard(self)
+        MPI = self._comm.mpi
+        if self in self._comm.under_way:
+            try:
+                arrived = MPI.Request.Testall(self.requests, self._statuses)
+            except MPI.Exception as error:
+                raise self._explained(error) from error
+            if arrived:
+                self._comm.under_way.discard(self)
         return bool(self not in self._comm.under_way)
+
+    def _explained(self, error: Any) -> Any:
+        """Of several requests together MPI says only that one has failed; its status says why."""
+        MPI = self._comm.mpi
+        if error.Get_error_class() != MPI.ERR_IN_STATUS:
+            return error
+        codes = (status.Get_error() for status in self._statuses)
+        code = next((code for code in codes if code not in (MPI.SUCCESS, MPI.ERR_PENDING)), None)
+        return MPI.Exception(code) if code else error
 
     def wait(self) -> None:
         """See `Pending.wait`."""

@@ -85,8 +85,8 @@ def world(patience: float = 0.0) -> Communicator:
     ------
     LaunchError
         The launcher started several processes but MPI sees another number: they belong to different MPI libraries.
-    RankLostError
-        This rank was started anew by others that have ended since.
+    RankNotNeededError
+        This rank was started anew by others that go on without it, or have ended since.
     """
     expected, variable = expected_size()
     if not variable and "PMIX_RANK" not in os.environ:

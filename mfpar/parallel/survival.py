@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mfpar.errors import RankLostError
+from mfpar.errors import RankLostError, RankNotNeededError
 from mfpar.parallel.installed import enabled, revokes
 
 PATIENCE = 5e-4  # seconds between polls
@@ -242,18 +242,18 @@ def joined(more: int) -> tuple[Any, str]:
 
     Raises
     ------
-    RankLostError
-        The ranks that have started it have given it up.
+    RankNotNeededError
+        The ranks that have started it have given it up, or are gone.
     """
     from mpi4py import MPI
 
+    fate.outlived = True  # those in whose place it is
     try:
         pair = MPI.Comm.Get_parent().Merge(high=True)
         together = MPI.COMM_SELF.Create_intercomm(0, pair, 0, TAG).Merge(high=True)
     except MPI.Exception as error:
-        raise RankLostError(f"the ranks that have started this one are gone: {error}") from error
-    fate.outlived = True
+        raise RankNotNeededError(f"the ranks that have started this one are gone: {error}") from error
     agree(together, True, admitted=False)
     if together.Is_revoked():
-        raise RankLostError("the ranks that have started this one have given it up")
+        raise RankNotNeededError("the ranks that have started this one have given it up")
     return enlarged(together, more)

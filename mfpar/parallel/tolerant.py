@@ -49,7 +49,9 @@ class Tolerant(Mpi):
         self._told = None  # all that its traceback leads to, an attempt's memory, may go now
         # What was revoked is not freed: MPI may still be at work on what others have sent.
         comm, warning = survival.enlarged(survival.shrunk(self._comm), respawn)
-        return formed(comm, warning=warning)
+        left = formed(comm, warning=warning)
+        left._watch.inherit(self._watch)
+        return left
 
     def close(self) -> None:
         """See `Communicator.close`; does nothing if a rank was lost."""

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mfpar.errors import RankError
+from mfpar.errors import RankError, RankLostError
 from mfpar.parallel import survival
 from mfpar.parallel.bounded import bounded
 from mfpar.parallel.processes import Process
@@ -41,11 +41,14 @@ class Watch:
             yield
             return
         self._number += 1
-        self._processes = [Process(**said) for said in comm.gather(Process.own().as_dict())]
+        with comm.guard():
+            self._processes = [Process(**said) for said in comm.gather(Process.own().as_dict())]
         self._timeout = timeout
         with Pulse(self._comm, self._number, self._processes, self.waits, timeout, comm.tolerant) as self._pulse:
             yield
-            comm.gather(None)  # all are watched until all are done
+            # All are watched until all are done. Who dies after that has left nothing undone.
+            with contextlib.suppress(RankLostError), comm.guard():
+                pass
 
     def check(self) -> None:
         """Raise what has been found, if the main thread shall know of it. Local.
@@ -80,6 +83,10 @@ class Watch:
         """
         seconds = TIMES * self._timeout + more if self._timeout else 0.0
         return bounded(seconds, "the ranks that are left after a loss did not come together", self._processes)
+
+    def inherit(self, other: "Watch") -> None:
+        """Have the bounds of another: they hold between two regions that are watched, too. Local."""
+        self._timeout, self._processes = other._timeout, other._processes
 
     @property
     def sentence(self) -> str:
