@@ -110,7 +110,8 @@ class Communicator(Protocol):
 
         Who has made no progress for `timeout` seconds (0: nobody is watched) is taken for dead, and killed where that
         can be done. If the others can go on without it, they notice as they notice any death; if not, the waits of all
-        raise RankError with a sentence that names it. The region ends for a rank once all that live have come to its end.
+        raise RankError with a sentence that names it. The region ends for a rank once all that live have come to
+        its end.
         """
 
     def survivors(self, respawn: int = 0) -> "Communicator":
