@@ -21,7 +21,7 @@ from mfpar.engine import history, rates
 from mfpar.engine.copies import Copies
 from mfpar.errors import ConfigError, FormatError, PreemptedError, RankLostError
 from mfpar.model.opening import open_model
-from mfpar.parallel import survival
+from mfpar.parallel import respawn
 from mfpar.parallel.comm import Serial
 from mfpar.recovery import keeper
 from mfpar.recovery.replicas import Replicas
@@ -146,7 +146,7 @@ class Losing(Serial):
 
 def test_a_rank_started_anew_knows_how_many_there_were(data, tmp_path, monkeypatch):
     """It came as the fourth, but one more was lost before it was there; those from the start want four again, too."""
-    monkeypatch.setenv(survival.JOINS, "3 0")
+    monkeypatch.setenv(respawn.JOINS, "3 0")
     asked = []
     safety = {"respawn": True, "checkpoint": None}
     assert trainer(data, tmp_path, safety=safety)(Losing(asked)) == undisturbed(data, tmp_path)

@@ -28,11 +28,14 @@ import json, os, random, signal, sys, threading, time
 import numpy as np
 from mfpar import errors
 from mfpar.cli.main import leave
-from mfpar.parallel import launch, survival
+from mfpar.parallel import launch, respawn, survival
 from mfpar.parallel.comm import Message
 
-survival.command = lambda: [sys.executable, *sys.argv]
-comm = launch.world()
+respawn.command = lambda: [sys.executable, *sys.argv]
+try:
+    comm = launch.world()
+except errors.RankNotNeededError:
+    leave(0)
 me = comm.rank
 
 def say(*what):
@@ -180,7 +183,7 @@ def test_others_take_the_place_of_the_dead(tmp_path):
     """One rank is left of three and starts two; of these one dies, and is replaced by the two that are left."""
     script = """
 generation = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-survival.command = lambda: [sys.executable, sys.argv[0], str(generation + 1)]
+respawn.command = lambda: [sys.executable, sys.argv[0], str(generation + 1)]
 
 def lose(victims):
     def body():
@@ -212,7 +215,7 @@ with comm.guard():
 @pytest.mark.parametrize("victims", [[1], [0, 2], [0, 1]])
 def test_mpirun_takes_it_for_a_success_though_nobody_has_told_it_to_forgive(tmp_path, victims):
     script = f"""
-if not survival.joins():
+if not respawn.joins():
     fate(comm, lambda: die() if me in {victims} else comm.gather(None))
     comm = comm.survivors(respawn={len(victims)})
 with comm.guard():
@@ -221,11 +224,34 @@ with comm.guard():
     assert run(tmp_path, script, 3, forgiving=False) == [[rank, [0, 1, 2]] for rank in range(3)]
 
 
+@pytest.mark.parametrize("moment", [1, 2, 3], ids=["before others meet it", "before it is met", "before it is let in"])
+@pytest.mark.parametrize("victim", [1, 2], ids=["the first", "another"])
+def test_a_death_while_a_rank_is_started_anew(tmp_path, victim, moment):
+    """Nobody waits for ever, neither those that are left nor who was started; and that is no failure either way."""
+    script = f"""
+def agree(comm, *flags, decided=[]):
+    answer = survival.agree(comm, *flags)
+    decided.append(answer)
+    if me == {victim} and len(decided) == {moment}:
+        die()
+    return answer
+
+if not respawn.joins():
+    fate(comm, lambda: die() if me == 0 else comm.gather(None))
+    respawn.agree = agree
+    comm = comm.survivors(respawn=1)
+with comm.guard():
+    say(comm.rank, comm.size, work(comm))
+"""
+    there = 3 if moment == 3 else 2
+    assert run(tmp_path, script, 4) == [[rank, there, list(range(there))] for rank in range(there)]
+
+
 @pytest.mark.parametrize("nothing", ["[]", "['false']"])
 def test_those_that_are_left_go_on_alone_where_nobody_can_be_started(tmp_path, nothing):
     script = f"""
-survival.command = lambda: {nothing}
-survival.START = 0.5
+respawn.command = lambda: {nothing}
+respawn.START = 0.5
 fate(comm, lambda: die() if me == 0 else comm.gather(None))
 comm = comm.survivors(respawn=1)
 say(comm.rank, work(comm), comm.warning)

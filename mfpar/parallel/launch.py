@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mfpar.errors import LaunchError
-from mfpar.parallel import survival
+from mfpar.parallel import respawn, survival
 from mfpar.parallel.bounded import bounded
 from mfpar.parallel.comm import Communicator, Serial
 
@@ -54,8 +54,8 @@ def expected_size(environment: Mapping[str, str] = os.environ) -> tuple[int, str
 
     SLURM sets SLURM_NTASKS for a batch script too, which runs once: there it counts only inside a step of srun.
     """
-    if again := survival.joins(environment):
-        return sum(again) + 1, survival.JOINS
+    if again := respawn.joins(environment):
+        return sum(again) + 1, respawn.JOINS
     for name in SIZES:
         in_batch_script = (
             name == "SLURM_NTASKS" and "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
@@ -67,7 +67,7 @@ def expected_size(environment: Mapping[str, str] = os.environ) -> tuple[int, str
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """This process's rank according to its launcher, without starting MPI; 0 without a launcher."""
-    if again := survival.joins(environment):
+    if again := respawn.joins(environment):
         return again[0]
     if expected_size(environment)[0] == 1:
         return 0
@@ -106,8 +106,8 @@ def _met(expected: int, variable: str) -> Communicator:
         ) from error
     from mfpar.parallel.tolerant import formed
 
-    if again := survival.joins():
-        comm, warning = survival.joined(again[1])
+    if again := respawn.joins():
+        comm, warning = respawn.joined(again[1])
         return formed(comm, True, warning)
     size = MPI.COMM_WORLD.Get_size()
     if variable and size != expected:
@@ -135,7 +135,7 @@ def speaks() -> bool:
 
 def started_anew() -> bool:
     """Whether this process was started by other ranks, in place of one that has died. Local."""
-    return survival.joins() is not None
+    return respawn.joins() is not None
 
 
 def outlived() -> bool:

@@ -8,26 +8,19 @@ import contextlib
 import ctypes
 import math
 import os
-import sys
-import threading
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mfpar.errors import RankLostError, RankNotNeededError
+from mfpar.errors import RankLostError
 from mfpar.parallel.installed import enabled, revokes
 
 PATIENCE = 5e-4  # seconds between polls
 QUIET = 0.1  # seconds without a death before ranks go on without the dead
 REST = 1.0  # seconds that messages of a communicator that was revoked get to come to rest
 SIGNATURES = 9  # parts of MPI that may have begun with PMIx, at most, each of which has to end it
-START = 60.0  # seconds that a process gets to start and to call MPI
-JOINS = "MFPAR_JOINS"  # tells a process started anew its rank, and how many more will be started: "2 1"
 LOSSES = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
-TAG = 0
 
 _never_freed: list[Any] = []  # requests that did not come to rest, with their buffers: MPI may write there any time
 
@@ -121,20 +114,19 @@ def _let_settle(comm: Any) -> None:
             known, since = now, time.perf_counter()
 
 
-def agree(comm: Any, *flags: bool, patience: float = math.inf, admitted: bool = True) -> list[bool]:
+def agree(comm: Any, *flags: bool, patience: float = math.inf) -> list[bool]:
     """What all ranks of a communicator that are left say yes to; to all the same. Collective.
 
     Parameters
     ----------
     flags : to the first nobody says yes if it comes out that a rank has died
     patience : seconds after which the answer is no, whatever the others say
-    admitted : False for a process that the others may give up in the meantime, by revoking; the answer is no then
     """
     said = np.array([sum(int(flag) << place for place, flag in enumerate(flags))], np.int32)
     request, until = comm.Iagree(said), time.perf_counter() + patience
     try:
         while not request.Test():
-            if time.perf_counter() > until or (not admitted and comm.Is_revoked()):
+            if time.perf_counter() > until:
                 _never_freed.append((request, said))
                 return [False for _ in flags]
             time.sleep(PATIENCE)
@@ -155,64 +147,6 @@ def rest(requests: list[Any]) -> None:
                 time.sleep(PATIENCE)
 
 
-def command() -> list[str]:
-    """What to run for a rank that is started anew; nothing where this process is not mfpar's own command line."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if (spec and spec.name == "mfpar.__main__") or Path(sys.argv[0]).name == "mfpar":
-        return [sys.executable, "-m", "mfpar", *sys.argv[1:]]
-    return []
-
-
-def enlarged(comm: Any, count: int) -> tuple[Any, str]:
-    """A communicator with so many new processes behind the others, and what went wrong, "" if nothing. Collective.
-
-    What has kept them from starting is known to the first rank alone.
-
-    One after the other, as MPI ends all processes that were started together with the first of them that dies; and by
-    the first rank alone, as none of the others could leave MPI's spawn if a rank died meanwhile.
-    """
-    for number in range(count):
-        pair, problem = comm, ""  # of the other ranks MPI does not look at it
-        if comm.Get_rank() == 0:
-            pair, problem = _started(comm.Get_size(), count - number - 1)
-        together = None
-        if agree(comm, not problem)[0]:
-            with contextlib.suppress(RuntimeError):
-                together = comm.Create_intercomm(0, pair, 1, TAG).Merge(high=False)
-            if agree(comm, together is not None)[0]:
-                agree(together, True)
-                comm = together
-                continue
-        revoke(together)
-        reason = f": {problem}" if problem else ""
-        return comm, f"{count - number} of {count} ranks could not be started again{reason}"
-    return comm, ""
-
-
-def _started(rank: int, more: int) -> tuple[Any, str]:
-    """A communicator of this process and a new one, and why there is none; at most so long as `START`. Local."""
-    from mpi4py import MPI
-
-    line = command()
-    if not line:
-        return None, "only mfpar's command line can start itself again"
-    found: list[tuple[Any, str]] = []
-
-    def start() -> None:
-        try:
-            # A variable tells it who it is before it starts MPI; on another host it has none of ours by itself.
-            ours = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("MFPAR_")]
-            inter = MPI.COMM_SELF.Spawn("env", [*ours, f"{JOINS}={rank} {more}", *line], maxprocs=1)
-            found.append((inter.Merge(high=False), ""))
-        except MPI.Exception as error:
-            found.append((None, f"MPI says {error}"))
-
-    thread = threading.Thread(target=start, daemon=True)  # of a process that never calls MPI this hears nothing
-    thread.start()
-    thread.join(START)
-    return found[0] if found else (None, f"no answer in {START:.0f} s")
-
-
 def sign_off() -> None:
     """Let mpirun know that this process, which was started anew, ends well: the last thing that it does. Local.
 
@@ -227,33 +161,3 @@ def sign_off() -> None:
         for _ in range(SIGNATURES):
             if pmix.PMIx_Initialized():
                 pmix.PMIx_Finalize(None, 0)
-
-
-def joins(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """Rank of a process started anew, and how many more will be; None for any other process."""
-    if JOINS not in environment:
-        return None
-    rank, more = environment[JOINS].split()
-    return int(rank), int(more)
-
-
-def joined(more: int) -> tuple[Any, str]:
-    """In a process started anew: see `enlarged`, of which this is the other side. Collective.
-
-    Raises
-    ------
-    RankNotNeededError
-        The ranks that have started it have given it up, or are gone.
-    """
-    from mpi4py import MPI
-
-    fate.outlived = True  # those in whose place it is
-    try:
-        pair = MPI.Comm.Get_parent().Merge(high=True)
-        together = MPI.COMM_SELF.Create_intercomm(0, pair, 0, TAG).Merge(high=True)
-    except MPI.Exception as error:
-        raise RankNotNeededError(f"the ranks that have started this one are gone: {error}") from error
-    agree(together, True, admitted=False)
-    if together.Is_revoked():
-        raise RankNotNeededError("the ranks that have started this one have given it up")
-    return enlarged(together, more)

@@ -8,6 +8,7 @@ from typing import Any
 from mfpar import errors
 from mfpar.parallel import survival
 from mfpar.parallel.mpi import FAREWELL, PATIENCE, Mpi
+from mfpar.parallel.respawn import START, enlarged
 
 HEARSAY = 1.0  # seconds that a notice takes at most
 
@@ -39,7 +40,7 @@ class Tolerant(Mpi):
 
     def survivors(self, respawn: int = 0) -> Mpi:
         """See `Communicator.survivors`."""
-        with self._watch.meeting(respawn * survival.START):
+        with self._watch.meeting(respawn * START):
             return self._joined_anew(respawn)
 
     def _joined_anew(self, respawn: int) -> Mpi:
@@ -48,7 +49,7 @@ class Tolerant(Mpi):
         self.under_way.clear()
         self._told = None  # all that its traceback leads to, an attempt's memory, may go now
         # What was revoked is not freed: MPI may still be at work on what others have sent.
-        comm, warning = survival.enlarged(survival.shrunk(self._comm), respawn)
+        comm, warning = enlarged(survival.shrunk(self._comm), respawn)
         left = formed(comm, warning=warning)
         left._watch.inherit(self._watch)
         return left

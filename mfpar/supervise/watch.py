@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from mfpar.parallel.processes import Process
 from mfpar.parallel.progress import Activity, Presence
-from mfpar.parallel.survival import START as AGAIN  # seconds that a rank may take to be started anew
+from mfpar.parallel.respawn import START as AGAIN  # seconds that a rank may take to be started anew
 from mfpar.supervise.folder import PERIOD, Beat, RunFolder
 
 SLACK = 20.0  # seconds at most that ranks have to find out by themselves who hangs, and to say so
