@@ -505,6 +505,18 @@ def test_a_rank_that_is_lost_while_all_agree_costs_no_checkpoint(tmp_path):
     assert same(blocks, restored)
 
 
+def test_who_hears_of_a_loss_while_it_takes_the_folder_can_take_it_again(tmp_path, monkeypatch):
+    def losing(_):
+        raise RankLostError("gone")
+
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    comm = Serial()
+    monkeypatch.setattr(comm, "gather", losing)
+    with pytest.raises(RankLostError):
+        Checkpoints(tmp_path, comm, IDENTITY, 2, pytest.fail)
+    assert len(save(tmp_path, made([3]), cut_of(1))[0]) == 1
+
+
 def test_a_dead_disk_is_not_waited_for(tmp_path, monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(writer, "STALLED", 0.2)

@@ -19,7 +19,7 @@ from mfpar.api.enduring import train_enduringly
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine import history, rates
 from mfpar.engine.copies import Copies
-from mfpar.errors import ConfigError, FormatError, PreemptedError, RankLostError
+from mfpar.errors import ConfigError, FormatError, OutputExistsError, PreemptedError, RankError, RankLostError
 from mfpar.model.opening import open_model
 from mfpar.parallel import respawn
 from mfpar.parallel.comm import Serial
@@ -41,7 +41,7 @@ def data(tmp_path_factory) -> Planted:
     return plant(tmp_path_factory.mktemp("data") / "ratings.h5", grid=6)
 
 
-def trainer(data, folder, events=None, stop_at=None, factors=3, safety=None, log=None, **given):
+def trainer(data, folder, events=None, stop_at=None, factors=3, safety=None, log=None, force=True, **given):
     """A function of a communicator that trains on it; asked to stop when an epoch of this number ends."""
     asked = []
 
@@ -62,7 +62,7 @@ def trainer(data, folder, events=None, stop_at=None, factors=3, safety=None, log
             safety=SafetyConfig(**{"checkpoint": str(folder / "saved"), "checkpoint_every": "1ep", **(safety or {})}),
             stop=lambda: bool(asked),
             log=log,
-            force=True,
+            force=force,
         )
 
     return body
@@ -123,6 +123,27 @@ def test_of_what_was_saved_with_the_dead_nothing_stays(data, tmp_path, monkeypat
         assert {path.name for path in (tmp_path / "m.shards").iterdir()} == {
             name.rpartition("/")[2] for name in shards_shown(model)
         }
+
+
+def test_who_is_lost_before_the_run_has_begun_saves_nobody_from_being_refused(data, tmp_path):
+    """Whoever of those that are left is the first now has to look again at what must not be replaced."""
+    expected = undisturbed(data, tmp_path)
+    model = (tmp_path / "m.h5").read_bytes()
+    refusing = trainer(data, tmp_path, force=False)
+    for after in range(12):
+        events = []
+        refusing = trainer(data, tmp_path, events, force=False)
+
+        def run(comm, body=refusing, after=after):
+            if comm.rank == 0:
+                comm.hub.kill(0, after)
+            return body(comm)
+
+        outcomes = simulated.run_all(3, run, seed=after, tolerant=True)
+        assert not set(outcomes) & {expected}
+        assert {type(outcome) for outcome in outcomes} <= {OutputExistsError, RankError, simulated.Death}
+        assert (tmp_path / "m.h5").read_bytes() == model
+        assert not kinds(events, "run")
 
 
 class Losing(Serial):

@@ -58,7 +58,6 @@ def train_enduringly(
                 raise
             lost = str(error)
             LOG.debug("%s", lost, exc_info=True)
-        precautions.attempts += 1
         comm = comm.survivors()
         if safety.respawn and comm.size < ranks:
             comm = comm.survivors(ranks - comm.size)

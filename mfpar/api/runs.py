@@ -57,9 +57,9 @@ def train_file(
         The run was asked to stop, and has left a checkpoint.
     """
     output, precautions = Path(output), precautions or Precautions()
-    again = precautions.take_stock(comm)
-    goes_on = again or precautions.safety.resume is not None
-    if comm.rank == 0 and not again:
+    lost, again = precautions.take_stock(comm)
+    goes_on = lost or precautions.safety.resume is not None
+    if comm.rank == 0 and not again:  # who was the first before may have died before it had looked
         refuse_outputs(Path(path), output, log, trace, force, goes_on)
     curve: list[Event] = []
     with BlockedFile(path) as file, contextlib.ExitStack() as closing:
@@ -79,7 +79,7 @@ def train_file(
             tell("epoch", event)
             tracing.flush()
 
-        if again:
+        if lost:
             tell("lost", {"message": precautions.lost})
         model, loss = model.resolved()
         train = train.resolved(loss)
@@ -94,6 +94,7 @@ def train_file(
             identity["loss"] = loss.settings | {"functions": register(loss)}
         keeper = Keeper(precautions, comm, identity, file.grid.size, curve, tell, not training.needs.waiting, again)
         with keeper, Course(training, output, on_epoch, tell, keeper if keeper.wanted else None) as course:
+            precautions.begun = True
             if goes_on:
                 keeper.go_on(course, train.epochs)
             if not course.run():

@@ -64,16 +64,11 @@ class Checkpoints:
         self._path, self._cut = folder, dict[str, Any]()
         self._lock: Lock | None = None
         self._waste: list[Path] = []  # folders that are no checkpoints any more; the first rank's
-        problem = None
-        if comm.rank == 0:
-            try:
-                self._claim()
-            except MfparError as error:
-                if not again:
-                    self.abandon()
-                    raise
-                problem = str(error)
-        problem = comm.gather(problem)[0]
+        try:
+            problem = comm.gather(self._claimed(again) if comm.rank == 0 else None)[0]
+        except BaseException:
+            self.abandon()
+            raise
         if problem:
             warn(problem)
 
@@ -158,8 +153,17 @@ class Checkpoints:
         if lock:
             lock.release()
 
+    def _claimed(self, again: bool) -> str | None:
+        """Take the folder for this run; `again` the problem with it, if there is one, is returned."""
+        try:
+            self._claim()
+        except MfparError as error:
+            if not again:
+                raise
+            return str(error)
+        return None
+
     def _claim(self) -> None:
-        """Take the folder for this run."""
         with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self._folder)

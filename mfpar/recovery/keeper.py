@@ -37,10 +37,10 @@ class Precautions:
     safety : SafetyConfig
     stop : function without arguments
         Whether this process is asked to end the run before its time.
-    attempts : int
-        That have ended with the loss of a rank.
+    begun : bool
+        An attempt of this process has begun: what it writes to was its to write to.
     lost : str
-        What to tell of the last loss.
+        What to tell of the last loss; "" before there was any.
     replicas : Replicas or None
     kept : dict or None
         The cut that they hold, if one can be had from them.
@@ -48,18 +48,24 @@ class Precautions:
 
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     stop: Callable[[], bool] = bool
-    attempts: int = 0
+    begun: bool = False
     lost: str = ""
 
     def __post_init__(self) -> None:
         self.replicas = Replicas() if self.safety.replicas else None
         self.kept: dict[str, Any] | None = None
 
-    def take_stock(self, comm: Communicator) -> bool:
-        """Find out what ranks hold, before anything is built anew; whether some have tried before. Collective."""
-        again = any(comm.gather(self.attempts > 0))
+    def take_stock(self, comm: Communicator) -> tuple[bool, bool]:
+        """Find out what ranks hold, before anything is built anew. Collective.
+
+        Returns
+        -------
+        lost, again : bool
+            Whether ranks were lost before, and whether the run had begun by then.
+        """
+        lost, again = map(any, zip(*comm.gather([bool(self.lost), self.begun]), strict=True))
         self.kept = self.replicas.best(comm) if self.replicas and again else None
-        return again
+        return lost, again
 
 
 class Keeper:
@@ -79,7 +85,7 @@ class Keeper:
     background : bool
         There is memory for a copy of what a checkpoint holds, so that it can be written while training goes on.
     again : bool
-        Some rank has attempted this before.
+        Some rank has begun this before.
     """
 
     def __init__(
@@ -95,7 +101,7 @@ class Keeper:
     ):
         self._comm, self._size, self._curve, self._tell = comm, size, curve, tell
         self._safety, self._stop = precautions.safety, precautions.stop
-        self._replicas, self._kept = precautions.replicas, precautions.kept
+        self._replicas, self._kept, self._lost = precautions.replicas, precautions.kept, precautions.lost
         self._identity, self._background, self._again = identity, background, again
         self._every, self._unit = self._safety.interval
         self._begun = time.monotonic()  # when the last checkpoint was
@@ -136,7 +142,7 @@ class Keeper:
         if found is None:
             found, source = self._from_disk(course, epochs)
         if found is None:
-            if self._again:
+            if self._lost:
                 self._tell(
                     "resume", {"epoch": 1, "step": 0, "ranks": self._comm.size, "message": "goes on from the start"}
                 )
