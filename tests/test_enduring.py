@@ -287,6 +287,15 @@ def test_nothing_of_a_damaged_checkpoint_is_in_those_that_follow(data, tmp_path)
         (("course", "history", "kept"), {"last": None}, "has no history"),
         (("course", "history", "used"), [[1, 2.0]], "has no rates of the epochs before"),
         (("step",), 6, "is after step 6 of 6"),
+        (("step",), 2, "does not say what the steps of its epoch amount to"),
+        (("totals",), {"sums": [[0.0]]}, "does not say what the steps of its epoch amount to"),
+        (("epoch",), 2, "is of epoch 2, but the run stood in epoch 8"),
+        (("course", "standing", "epoch"), 8.0, "is of epoch 8, but the run stood in epoch 8.0"),
+        (("course", "history", "used"), [[1, [0.1, 1.0]]], "has no rates of the epochs before"),
+        (("course", "history", "kept"), {"last": 3, "worst": 2}, "has no history"),
+        (("copies",), {"best": [[0, 1, 2, 3, 4, 5], 0.0]}, "has a copy of which its history knows nothing"),
+        (("curve",), [1.0], "has no curve"),
+        (("curve",), None, "has no curve"),
     ],
 )
 def test_a_foreign_cut_is_not_gone_on_from(data, tmp_path, where, value, sentence):

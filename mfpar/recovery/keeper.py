@@ -4,6 +4,7 @@ All ranks meet at a break and hear what each has to say: whether it is asked to 
 under way is written. What clocks decide, the first rank's decide.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any, Self
 
 from mfpar.config import SafetyConfig
 from mfpar.engine.course import Course
-from mfpar.engine.cut import Cut, StopRun
+from mfpar.engine.cut import Blocks, Cut, StopRun
+from mfpar.errors import FormatError
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.checkpoints import Checkpoints
 from mfpar.recovery.reading import newest
@@ -167,7 +169,8 @@ class Keeper:
         places = [self._safety.checkpoint, named] if self._again else [named or self._safety.checkpoint]
         for place in filter(None, places):
             required = place == named and not self._again
-            found = newest(Path(place), self._comm, self._identity, epochs, course.lay_out, self._warn, required)
+            lay_out = functools.partial(_laid_out, course)
+            found = newest(Path(place), self._comm, self._identity, epochs, lay_out, self._warn, required)
             if found:
                 return found.cut, str(found.path)
         return None, ""
@@ -251,3 +254,11 @@ class Keeper:
 
     def _warn(self, message: str) -> None:
         self._tell("warning", {"message": message})
+
+
+def _laid_out(course: Course, content: dict[str, Any]) -> Blocks:
+    """See `Course.lay_out`; what this module has added to a cut is looked at, too."""
+    curve = content.get("curve")
+    if not (isinstance(curve, list) and len(curve) >= content["epoch"] - 1 and all(isinstance(r, dict) for r in curve)):
+        raise FormatError("the cut has no curve of the epochs before")
+    return course.lay_out(content)
