@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from planted import plant
 from processes import run_to_end
 
 from mfpar.parallel.comm import Serial
@@ -202,6 +203,30 @@ def test_who_does_not_come_at_the_start_is_not_waited_for(tmp_path, number, opti
     (tmp_path / "late.py").write_text(LATE.format(signal=f"signal.{number}"))
     command = [MPIRUN, *options, "-n", "3", sys.executable, str(tmp_path / "late.py"), str(TIMEOUT)]
     assert run_to_end(command, tmp_path, SOON).returncode != 0
+
+
+BETWEEN = """
+import os, signal, sys
+from mfpar.cli.main import main
+from mfpar.parallel import launch
+met = launch.world
+def world(patience):
+    comm = met(patience)
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return comm
+launch.world = world
+sys.exit(main(["train", "ratings.h5", "-o", "model.h5", "--hang-timeout", sys.argv[1]]))
+"""
+
+
+def test_who_has_come_but_does_not_begin_is_not_waited_for(tmp_path):
+    plant(tmp_path / "ratings.h5")
+    (tmp_path / "between.py").write_text(BETWEEN)
+    command = [MPIRUN, "-n", "3", sys.executable, str(tmp_path / "between.py"), str(TIMEOUT)]
+    done = run_to_end(command, tmp_path, SOON)
+    assert done.returncode != 0
+    assert f"mfpar: error: the ranks did not begin together within {3 * TIMEOUT} s; the job is ended\n" in done.stderr
 
 
 @pytest.mark.skipif(expected_size()[0] > 1 or not knows_ulfm(), reason="this MPI does not know ULFM")

@@ -1,8 +1,9 @@
 """A run that outlives its ranks: when some are lost, those that are left try again, from the last cut there is."""
 
+import contextlib
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from mfpar import errors
 from mfpar.api.runs import Event, train_file
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.parallel import launch
+from mfpar.parallel.bounded import bounded
 from mfpar.parallel.comm import Communicator
+from mfpar.parallel.watch import TIMES
 from mfpar.recovery.keeper import Precautions
 from mfpar.supervise.folder import remove_abandoned
 
@@ -51,7 +54,7 @@ def train_enduringly(
     ranks = max(comm.size, launch.expected_size()[0])
     while True:
         try:
-            with comm.watch(safety.hang_timeout), comm.guard():
+            with _watched(comm, safety.hang_timeout), comm.guard():
                 return train_file(path, output, model, train, comm, listen, precautions=precautions, **options)
         except errors.RankLostError as error:
             if not comm.tolerant:
@@ -65,3 +68,14 @@ def train_enduringly(
         LOG.debug("rank %d of %d from here on", comm.rank, comm.size)
         precautions.lost = f"{lost}; {comm.size} rank{'s go' if comm.size > 1 else ' goes'} on"
         precautions.lost += f" ({comm.warning})" * bool(comm.warning)
+
+
+@contextlib.contextmanager
+def _watched(comm: Communicator, timeout: float) -> Iterator[None]:
+    """See `Communicator.watch`; who has come, but does not begin, is not waited for either."""
+    with contextlib.ExitStack() as beginning:
+        patience = TIMES * timeout if comm.size > 1 else 0.0
+        beginning.enter_context(bounded(patience, "the ranks did not begin together"))
+        with comm.watch(timeout):
+            beginning.close()
+            yield
