@@ -146,6 +146,43 @@ def test_who_is_lost_before_the_run_has_begun_saves_nobody_from_being_refused(da
         assert not kinds(events, "run")
 
 
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_nobody_goes_on_with_other_data_than_the_run_began_with(tmp_path, monkeypatch, replicas):
+    """A file of the same shape takes the place of the ratings; then a rank is lost, and those that are left read it."""
+    monkeypatch.setattr(Replicas, "due", True)
+    data, other = (plant(tmp_path / f"{noise}.h5", grid=6, noise=noise) for noise in (0.1, 0.2))
+
+    def run(comm):
+        def listen(event):
+            if event["kind"] == "epoch" and event["epoch"] == 3 and other.path.exists():
+                other.path.rename(data.path)
+                comm.hub.kill(2)
+
+        given = ModelConfig(factors=3), TrainConfig(epochs=EPOCHS)
+        kept = {"safety": SafetyConfig(replicas=replicas), "stop": bool}
+        return train_enduringly(data.path, tmp_path / "m.h5", *given, comm, listen, **kept)
+
+    lost, *left = reversed(simulated.run_all(3, run, tolerant=True))
+    assert isinstance(lost, simulated.Death)
+    assert {type(outcome) for outcome in left} == {ConfigError}
+    assert str(left[0]) == f"{data.path}: is of other data than it was when this run began; start it anew"
+    assert not (tmp_path / "m.h5").exists()
+
+
+def test_all_ranks_have_the_same_data(tmp_path):
+    """Not files of their own under the same name."""
+    data = [plant(tmp_path / f"{noise}.h5", grid=6, noise=noise) for noise in (0.1, 0.2)]
+
+    def run(comm):
+        given = ModelConfig(factors=3), TrainConfig(epochs=EPOCHS)
+        kept = {"safety": SafetyConfig(), "stop": bool}
+        return train_enduringly(data[comm.rank > 1].path, tmp_path / "m.h5", *given, comm, lambda _: None, **kept)
+
+    outcomes = simulated.run_all(3, run)
+    assert {type(outcome) for outcome in outcomes} == {ConfigError}
+    assert str(outcomes[0]).endswith("is not the same file on rank 0 and on rank 2; all need the same ratings")
+
+
 class Losing(Serial):
     """Ranks that lose others at once; `asked` notes how many are to be started anew, of which none is."""
 

@@ -81,6 +81,7 @@ def train_file(
 
         if lost:
             tell("lost", {"message": precautions.lost})
+        precautions.require_data(comm, file.path, file.checksum)
         model, loss = model.resolved()
         train = train.resolved(loss)
         description = describe_run(file, model, train, comm)

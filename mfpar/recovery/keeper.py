@@ -16,7 +16,7 @@ from typing import Any, Self
 from mfpar.config import SafetyConfig
 from mfpar.engine.course import Course
 from mfpar.engine.cut import Blocks, Cut, StopRun
-from mfpar.errors import FormatError
+from mfpar.errors import ConfigError, FormatError
 from mfpar.parallel.comm import Communicator
 from mfpar.recovery.checkpoints import Checkpoints
 from mfpar.recovery.reading import newest
@@ -43,6 +43,8 @@ class Precautions:
         An attempt of this process has begun: what it writes to was its to write to.
     lost : str
         What to tell of the last loss; "" before there was any.
+    data : str
+        The checksum of the ratings that this process began with; "" before.
     replicas : Replicas or None
     kept : dict or None
         The cut that they hold, if one can be had from them.
@@ -52,6 +54,7 @@ class Precautions:
     stop: Callable[[], bool] = bool
     begun: bool = False
     lost: str = ""
+    data: str = ""
 
     def __post_init__(self) -> None:
         self.replicas = Replicas() if self.safety.replicas else None
@@ -68,6 +71,15 @@ class Precautions:
         lost, again = map(any, zip(*comm.gather([bool(self.lost), self.begun]), strict=True))
         self.kept = self.replicas.best(comm) if self.replicas and again else None
         return lost, again
+
+    def require_data(self, comm: Communicator, path: Path, checksum: str) -> None:
+        """Raise ConfigError unless all ranks have the same ratings, and those that the run began with. Collective."""
+        self.data = self.data or checksum
+        ranks = comm.gather([checksum, self.data])
+        if other := next((rank for rank, (found, _) in enumerate(ranks) if found != ranks[0][0]), None):
+            raise ConfigError(f"{path}: is not the same file on rank 0 and on rank {other}; all need the same ratings")
+        if any(found != before for found, before in ranks):
+            raise ConfigError(f"{path}: is of other data than it was when this run began; start it anew")
 
 
 class Keeper:
