@@ -183,6 +183,47 @@ def test_all_ranks_have_the_same_data(tmp_path):
     assert str(outcomes[0]).endswith("is not the same file on rank 0 and on rank 2; all need the same ratings")
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_goes_on_beside_checkpoints_of_a_longer_one(data, tmp_path, own):
+    """What it goes back to is the newest one within its epochs, or, where there is none, the start."""
+    expected = undisturbed(data, tmp_path)
+    trainer(data, tmp_path, safety={"keep": 2}, epochs=EPOCHS + 6)(Serial())
+    events = []
+    body = trainer(data, tmp_path, events, safety={"checkpoint_every": "1ep" if own else "1h"})
+
+    def run(comm):
+        if comm.rank == 2:
+            comm.hub.kill(2, 150)
+        return body(comm)
+
+    outcomes = simulated.run_all(3, run, tolerant=True)
+    assert outcomes[:2] == [expected] * 2
+    assert isinstance(outcomes[2], simulated.Death)
+    assert (kinds(events, "resume")[0]["epoch"] > 1) == own
+    assert not kinds(events, "warning")
+
+
+def test_what_was_named_may_be_lost_once_the_run_has_begun(data, tmp_path):
+    expected = undisturbed(data, tmp_path)
+    trainer(data, tmp_path, safety={"keep": 1})(Serial())
+    (path,) = (path for path in (tmp_path / "saved").iterdir() if path.is_dir())
+    events = []
+
+    def run(comm):
+        def lose(event):
+            events.append(event)
+            if event["kind"] == "resume" and path.exists():
+                shutil.rmtree(path)
+                comm.hub.kill(1)
+
+        given = data.path, tmp_path / "m.h5", ModelConfig(factors=3), TrainConfig(epochs=EPOCHS)
+        return train_enduringly(*given, comm, lose, safety=SafetyConfig(resume=str(path)), stop=bool, force=True)
+
+    assert simulated.run_all(2, run, tolerant=True)[0] == expected
+    assert [event["epoch"] for event in kinds(events, "resume")] == [EPOCHS, 1]
+    assert "is no whole checkpoint" in kinds(events, "warning")[0]["message"]
+
+
 class Losing(Serial):
     """Ranks that lose others at once; `asked` notes how many are to be started anew, of which none is."""
 

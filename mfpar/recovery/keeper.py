@@ -180,9 +180,8 @@ class Keeper:
         # What was named to begin with is older than what this run has left since.
         places = [self._safety.checkpoint, named] if self._again else [named or self._safety.checkpoint]
         for place in filter(None, places):
-            required = place == named and not self._again
-            lay_out = functools.partial(_laid_out, course)
-            found = newest(Path(place), self._comm, self._identity, epochs, lay_out, self._warn, required)
+            lay_out, required = functools.partial(_laid_out, course), place == named
+            found = newest(Path(place), self._comm, self._identity, epochs, lay_out, self._warn, required, self._again)
             if found:
                 return found.cut, str(found.path)
         return None, ""

@@ -13,7 +13,15 @@ from mfpar.atomic import reason
 from mfpar.engine.cut import Blocks
 from mfpar.errors import ConfigError, FormatError, StorageError
 from mfpar.parallel.comm import Communicator
-from mfpar.recovery.manifest import Block, Manifest, checkpoints_in, is_checkpoint, open_plain, read_manifest
+from mfpar.recovery.manifest import (
+    Block,
+    Manifest,
+    checkpoints_in,
+    is_checkpoint,
+    open_plain,
+    position,
+    read_manifest,
+)
 
 PIECE = 4 << 20  # bytes that are read and hashed at a time
 
@@ -34,8 +42,11 @@ def newest(
     lay_out: Callable[[dict[str, Any]], Blocks],
     warn: Callable[[str], None],
     required: bool = False,
+    again: bool = False,
 ) -> Found | None:
     """Restore the newest whole checkpoint, or the one before if it is damaged. Collective, within `guard`.
+
+    In a folder those of a longer run that are beyond the last epoch are passed over, unless there is no other.
 
     Parameters
     ----------
@@ -51,6 +62,8 @@ def newest(
     warn : called on each rank with the same sentence for each checkpoint that is damaged
     required : bool
         It is an error if there is none; otherwise only damage to the one that `where` names is.
+    again : bool
+        The run has begun already: then it is none that there is nothing to go on from.
 
     Raises
     ------
@@ -62,7 +75,9 @@ def newest(
     identity = json.loads(json.dumps(identity))
     one, names = is_checkpoint(where), list[str]()
     if comm.rank == 0:
-        names = [str(path) for path in ([where] if one else checkpoints_in(where))]
+        every = [where] if one else checkpoints_in(where)
+        within = every if one else [path for path in every if not _is_beyond(*position(path)[:2], epochs)]
+        names = [str(path) for path in within or every * (not again)]
     one, names = comm.gather([one, names])[0]
     for number, path in enumerate(map(Path, names)):
         manifest, problem = None, None
@@ -82,11 +97,11 @@ def newest(
             problem = _first(comm.gather(problem))
             if problem is None:
                 return Found(path, manifest.cut)
-        if one:
+        if one and not again:
             raise FormatError(str(problem))
         last = number == len(names) - 1
         warn(f"{problem}; {'there is no checkpoint before it' if last else 'the checkpoint before it is tried'}")
-    if required:
+    if required and not again:
         raise FormatError(f"{where}: has no checkpoint to go on from")
     return None
 
@@ -96,8 +111,12 @@ def require_same(path: Path, manifest: Manifest, identity: dict[str, Any], epoch
     if difference := manifest.difference(identity):
         raise ConfigError(f"{path}: {difference}; go on with what it is of, or choose another checkpoint")
     epoch, step = manifest.cut["epoch"], manifest.cut["step"]
-    if epoch - (step == 0) > epochs:  # before its first step, an epoch is the end of the one before
+    if _is_beyond(epoch, step, epochs):
         raise ConfigError(f"{path}: is of epoch {epoch}, beyond epochs={epochs}; ask for more, or start anew elsewhere")
+
+
+def _is_beyond(epoch: int, step: int, epochs: int) -> bool:
+    return epoch - (step == 0) > epochs  # before its first step, an epoch is the end of the one before
 
 
 def restore(path: Path, manifest: Manifest, blocks: Blocks) -> str | None:
