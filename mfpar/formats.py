@@ -82,10 +82,29 @@ def require_dataset(
         raise FormatError(
             f"{path}: is damaged or foreign: {name} is {found.dtype} {found.shape}, expected {expected}; make it again"
         )
-    packed = PACKED if found.id.get_create_plist().get_nfilters() else 1
-    if found.size * found.dtype.itemsize > most * packed:
-        raise FormatError(f"{path}: is damaged: {name} is to be {found.shape}, more than the file holds; make it again")
+    if not _is_held(found, most):
+        raise _not_held(path, name, found)
     return found
+
+
+def require_held(file: h5py.File, path: Path, most: int) -> None:
+    """Raise FormatError if there is a dataset that is larger than `most` bytes, those of the files it may lie in."""
+
+    def look(name: str, thing: object) -> FormatError | None:
+        is_sound = not isinstance(thing, h5py.Dataset) or _is_held(thing, most)
+        return None if is_sound else _not_held(path, name, thing)
+
+    if problem := file.visititems(look):
+        raise problem
+
+
+def _is_held(dataset: h5py.Dataset, most: int) -> bool:
+    packed = PACKED if dataset.id.get_create_plist().get_nfilters() else 1
+    return bool((dataset.size or 0) * dataset.dtype.itemsize <= most * packed)
+
+
+def _not_held(path: Path, name: str, dataset: h5py.Dataset) -> FormatError:
+    return FormatError(f"{path}: is damaged: {name} is to be {dataset.shape}, more than the file holds; make it again")
 
 
 def ascends(array: np.ndarray, last: int | None, least: int) -> bool:

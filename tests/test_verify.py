@@ -237,6 +237,21 @@ def test_any_byte_may_be_damaged(model):
     assert verdicts.count(False) > len(verdicts) // 2
 
 
+def test_nobody_takes_memory_for_what_is_not_there(data, model):
+    """Datasets of an immense size, of which HDF5 stores nothing."""
+    files = {data.path: [*TABLES, "rows/ids"], model: ["row_cuts", "col_cuts", "row_checksums", "col_id_checksums"]}
+    for path, names in files.items():
+        whole = path.read_bytes()
+        for name in names:
+            with h5py.File(path, "r+", libver="latest") as file:
+                like = file[name]
+                del file[name]
+                file.create_dataset(name, (1 << 50, *like.shape[1:]), like.dtype, chunks=(1 << 10, *like.shape[1:]))
+            (text,) = verify(path).damage
+            assert text.startswith(f"is damaged: {name} is to be (1125899906842624,"), text
+            path.write_bytes(whole)
+
+
 def test_pieces_are_bounded_and_change_nothing(data, monkeypatch):
     whole = verify(data.path)
     monkeypatch.setattr(findings, "PIECE", 300)

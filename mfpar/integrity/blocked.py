@@ -6,10 +6,10 @@ import h5py
 import numpy as np
 
 from mfpar.blockfile import FORMAT, PARTS, SIDES, VERSION, Header, arrays_of, checksum_of
-from mfpar.formats import ascends, require_format
+from mfpar.formats import ascends, require_format, require_held
 from mfpar.hashing import mixed
 from mfpar.integrity.findings import Findings, Sums, require, require_cuts
-from mfpar.sharded import require_shards
+from mfpar.sharded import require_shards, size_of
 
 MASK = 2**64 - 1
 TABLE = ("ids", "order", "counts")
@@ -28,6 +28,7 @@ def check_blocked(file: h5py.File, found: Findings) -> None:
     """
     require_format(file, found.path, FORMAT, VERSION, "a blocked ratings file", "mfpar convert")
     require_shards(file, found.path, "blocked file")
+    require_held(file, found.path, size_of(file, found.path))
     found.kind = "blocked ratings"
     types = get_type_hints(Header)
     header = Header(**{name: kind(file.attrs[name].item()) for name, kind in types.items()})

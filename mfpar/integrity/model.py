@@ -6,10 +6,10 @@ import h5py
 import numpy as np
 
 from mfpar.errors import MfparError
-from mfpar.formats import require_format
+from mfpar.formats import require_format, require_held
 from mfpar.integrity.findings import Findings, Sums, require, require_cuts
 from mfpar.model.opening import FORMAT, VERSION, open_model
-from mfpar.sharded import require_shards
+from mfpar.sharded import require_shards, size_of
 
 SIDES = (("row", "P"), ("col", "Q"))
 
@@ -24,6 +24,7 @@ def check_model(file: h5py.File, found: Findings) -> None:
     """
     require_format(file, found.path, FORMAT, VERSION, "a model", "mfpar train")
     require_shards(file, found.path, "model")
+    require_held(file, found.path, size_of(file, found.path))
     found.kind = "model"
     found.counts = {"rows": len(file["P"]), "cols": len(file["Q"]), "factors": file["P"].shape[1]}
     with found.part("header"):
