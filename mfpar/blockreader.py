@@ -33,7 +33,7 @@ def extents(dataset: h5py.Dataset, path: Path, begin: int, end: int) -> Iterator
         for source in sorted(dataset.virtual_sources(), key=lambda source: source.vspace.get_select_bounds()[0]):
             (first,), (last,) = source.vspace.get_select_bounds()
             if first < end and begin <= last:
-                other = path.parent / source.file_name
+                other = path.resolve().parent / source.file_name  # HDF5 too follows a link to the master
                 with h5py.File(other, "r") as file:
                     inside = max(begin - first, 0), min(end, last + 1) - first
                     for at, count, where, byte in extents(file[source.dset_name], other, *inside):

@@ -168,6 +168,22 @@ def test_readers_find_chunks_runs_and_virtual_parts(tmp_path):
         reader.close()
 
 
+def test_readers_follow_a_link_to_a_master(tmp_path):
+    """As HDF5 does, which looks for shards beside the master itself."""
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "data" / "part.h5", "w", libver="latest") as file:
+        file["run"] = np.arange(10, dtype=np.uint16)
+    layout = h5py.VirtualLayout((10,), np.uint16)
+    layout[:] = h5py.VirtualSource("part.h5", "run", (10,))
+    with h5py.File(tmp_path / "data" / "master.h5", "w", libver="latest") as file:
+        file.create_virtual_dataset("all", layout)
+    (tmp_path / "link.h5").symlink_to(tmp_path / "data" / "master.h5")
+    with h5py.File(tmp_path / "link.h5") as master, Reader(master["all"], tmp_path / "link.h5", 0, 10) as reader:
+        out = np.zeros(10, np.uint16)
+        reader.read(0, out)
+        np.testing.assert_array_equal(out, master["all"][()])
+
+
 def test_pieces_are_what_is_in_memory(data):
     with BlockedFile(data.path) as file:
         resident = Resident(file.strip("train", 1, 4))
