@@ -50,15 +50,16 @@ def write_sharded(
     folder = path.with_name(f"{path.stem}.shards")
     if comm.rank == 0:
         _remove_unfinished(path, folder)
-    token = comm.gather(secrets.token_hex(4))[0]
-    shards = [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)] if comm.size > 1 else []
+    token = secrets.token_hex(4)
     with contextlib.ExitStack() as noted:
+        if comm.rank == 0 and comm.size > 1:
+            with storage_errors(path):
+                folder.mkdir(exist_ok=True)
+                noted.enter_context(_note(folder, token))
+        token = comm.gather(token)[0]  # of a shard there is a note before anybody can write it
+        shards = [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)] if comm.size > 1 else []
         if shards:
             with _removed_on_error(shards[comm.rank : comm.rank + 1]):
-                with storage_errors(path):
-                    folder.mkdir(exist_ok=True)
-                    if comm.rank == 0:
-                        noted.enter_context(_note(folder, token))
                 with replacing(shards[comm.rank]) as temporary:
                     write_shard(temporary)
                 comm.gather(None)  # all shards are on the disk

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import stat
+import threading
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ import pytest
 import simulated
 from planted import Planted, plant
 
-from mfpar import api
+from mfpar import api, sharded
 from mfpar.config import ModelConfig, TrainConfig
 from mfpar.engine.training import Training
 from mfpar.errors import DivergedError, OutputExistsError, RankError, StorageError
@@ -66,6 +67,26 @@ def test_shards_and_master_show_one_model(data, tmp_path):
     moved = api.load(tmp_path / "moved" / "three.h5")
     moved.verify()
     assert (moved.fingerprint, moved.grid.size) == (one, 8)
+
+
+def test_a_note_tells_of_a_shard_before_that_is_there(data, tmp_path, monkeypatch):
+    """Who is killed in between would leave a shard of which nobody knows."""
+    written, found, real = threading.Event(), [], sharded._note
+
+    def late(folder, token):
+        written.wait(0.5)
+        return real(folder, token)
+
+    def write(target, training, file):
+        found.append(len(list((tmp_path / "model.shards").glob(".*.unfinished"))))
+        written.set()
+        return write_blocks(target, training, file)
+
+    write_blocks = saving._write_blocks
+    monkeypatch.setattr(sharded, "_note", late)
+    monkeypatch.setattr(saving, "_write_blocks", write)
+    train(data, tmp_path / "model.h5", 2)
+    assert found == [1, 1]
 
 
 def test_overwriting_leaves_no_stale_shards(data, tmp_path):
