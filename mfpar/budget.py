@@ -139,22 +139,24 @@ def needs_of(
     ratings = rating_bytes * sum(int(part.sum()) for part in own.values())
     # A copy holds the slice of P and the column-blocks that are this rank's between epochs.
     copy = sum(lengths) + 4 * sum(layout.floats(int(count)) for count in cols) * (last - first) // size
-    held_twice = own_shard = 0
+    held_twice = own_shard = read_back = 0
     if checkpoint or (replicas and ranks > 1):
         shards = (1 + ways_back) * shards_of(rows, cols, layout, ranks)
         own_shard = int(shards[rank])
         # A snapshot of its own, and two rooms for that of another rank, whichever: another one after a loss.
         held_twice = own_shard + 2 * int(np.delete(shards, rank).max()) if replicas and ranks > 1 else 0
+        # Ways back that lie on the disk are in memory while a copy of them is sent.
+        read_back = own_shard // (1 + ways_back) * ways_back if held_twice else 0
     base = Needs(
         RUNTIME, sum(lengths), columns, ratings, passing + tables, copies * copy,
         safety=held_twice + checkpoint * own_shard,
     )  # fmt: skip
     if memory is None or base.total <= memory:
         return base
-    base = replace(base, copies=0)
+    base = replace(base, copies=0, safety=base.safety + read_back)
     if base.total <= memory:
         return base
-    base = replace(base, safety=held_twice, waiting=checkpoint)
+    base = replace(base, safety=held_twice + read_back, waiting=checkpoint)
     if base.total <= memory:
         return base
     workers = min(threads, last - first)

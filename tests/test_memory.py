@@ -351,6 +351,11 @@ def test_copies_and_checkpoints_make_room_for_replicas():
     for memory, safety, waiting in ((bare, 4 * shard, False), (bare - 1, 3 * shard, True)):
         found = needs_of(*matrix, layout, 4, 0, (0, 1), memory=memory, **options)
         assert (found.copies, found.safety, found.waiting, found.streamed) == (0, safety, waiting, False)
+    # What lies on the disk to go back to is read into memory for a copy of it to be sent.
+    whole = needs_of(*matrix, layout, 4, 0, (0, 1), memory=None, **options, ways_back=1)
+    for less, safety in ((0, 9 * shard), (1, 7 * shard)):
+        memory = whole.total - whole.copies + shard - less
+        assert needs_of(*matrix, layout, 4, 0, (0, 1), memory=memory, **options, ways_back=1).safety == safety
     memory = bare - 2 * shard
     for spill in (False, True):
         found = needs_of(*matrix, layout, 4, 0, (0, 1), memory=memory, spill=spill, **options)
