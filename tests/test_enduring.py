@@ -20,10 +20,12 @@ from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine import history, rates
 from mfpar.engine.copies import Copies
 from mfpar.errors import ConfigError, FormatError, OutputExistsError, PreemptedError, RankError, RankLostError
+from mfpar.integrity.verify import verify
 from mfpar.model.opening import open_model
 from mfpar.parallel import respawn
 from mfpar.parallel.comm import Serial
 from mfpar.recovery import keeper
+from mfpar.recovery.manifest import checkpoints_in, position
 from mfpar.recovery.replicas import Replicas
 from mfpar.sharded import shards_shown
 
@@ -327,6 +329,20 @@ def test_of_resuming(data, tmp_path):
         trainer(data, tmp_path, safety={"resume": str(tmp_path / "nothing-here")})(Serial())
     with pytest.raises(ConfigError, match="checkpoint"):
         SafetyConfig(resume="auto")
+
+
+def test_a_damaged_checkpoint_stays_in_place_of_no_whole_one(data, tmp_path):
+    trainer(data, tmp_path, safety={"keep": 2})(Serial())
+    _, last = sorted(path for path in (tmp_path / "saved").iterdir() if path.is_dir())
+    last = last.rename(last.with_name(f"{last.name[:-8]}{'0' * 8}"))  # older than what takes its place
+    blocks = next(last.glob("*.blocks"))
+    blocks.write_bytes(blocks.read_bytes()[:-1] + b"x")
+    events = []
+    simulated.run(2, trainer(data, tmp_path, events, safety={"keep": 2, "resume": "auto"}))
+    assert "is damaged" in kinds(events, "warning")[0]["message"]
+    left = checkpoints_in(tmp_path / "saved")
+    assert [position(path)[0] for path in left] == [8, 7]
+    assert all(verify(path).sound for path in left)
 
 
 def test_nothing_of_a_damaged_checkpoint_is_in_those_that_follow(data, tmp_path):

@@ -40,6 +40,11 @@ class Checkpoints:
     again : bool
         The run goes on after the loss of a rank: what is wrong with the folder is a warning.
 
+    Attributes
+    ----------
+    damaged : set of str
+        Names of those that are known to be damaged, which stay in place of no whole one.
+
     Raises
     ------
     ConfigError
@@ -63,6 +68,7 @@ class Checkpoints:
         self._writer: Writer | None = None
         self._path, self._cut = folder, dict[str, Any]()
         self._lock: Lock | None = None
+        self.damaged = set[str]()
         self._waste: list[Path] = []  # folders that are no checkpoints any more; the first rank's
         try:
             problem = comm.gather(self._claimed(again) if comm.rank == 0 else None)[0]
@@ -186,6 +192,7 @@ class Checkpoints:
             return str(error)
         with contextlib.suppress(MfparError):
             older = [other for other in checkpoints_in(self._folder) if position(other) < position(path)]
+            older.sort(key=lambda other: other.name in self.damaged)  # so these go first
             for other in older[self._keep - 1 :]:
                 with contextlib.suppress(OSError):
                     (other / MANIFEST).unlink()

@@ -183,6 +183,8 @@ class Keeper:
             lay_out, required = functools.partial(_laid_out, course), place == named
             found = newest(Path(place), self._comm, self._identity, epochs, lay_out, self._warn, required, self._again)
             if found:
+                if self._checkpoints:
+                    self._checkpoints.damaged.update(found.damaged)
                 return found.cut, str(found.path)
         return None, ""
 

@@ -28,10 +28,11 @@ PIECE = 4 << 20  # bytes that are read and hashed at a time
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint that was restored: its path, and the engine's cut."""
+    """A checkpoint that was restored: its path, the engine's cut, and the names of newer ones, which are damaged."""
 
     path: Path
     cut: dict[str, Any]
+    damaged: list[str]
 
 
 def newest(
@@ -96,7 +97,7 @@ def newest(
                 problem = f"{path}: is foreign: {error}"
             problem = _first(comm.gather(problem))
             if problem is None:
-                return Found(path, manifest.cut)
+                return Found(path, manifest.cut, [Path(name).name for name in names[:number]])
         if one and not again:
             raise FormatError(str(problem))
         last = number == len(names) - 1
