@@ -1,6 +1,7 @@
 """The supervisor, with a stand-in for mpirun, so that everything can go wrong in a second."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -405,6 +406,16 @@ def test_a_job_whose_path_has_line_breaks_ends_nobody_else(tmp_path, monkeypatch
 def test_a_folder_that_cannot_be_made(tmp_path):
     with pytest.raises(errors.StorageError, match="could not be written"):
         RunFolder(tmp_path / "missing" / "model.h5", 0)
+
+
+def test_of_a_folder_on_a_full_disk_nothing_stays(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folders.os, "pwrite", full)
+    with pytest.raises(errors.StorageError, match="no space left on the device"):
+        RunFolder(tmp_path / "model.h5", 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_torn_beats_are_passed_over(tmp_path):

@@ -106,7 +106,11 @@ class RunFolder:
         with storage_errors(self.path):
             remove_abandoned(output)
             self.path.mkdir(0o700)
-            self._tell()
+            try:
+                self._tell()
+            except OSError:
+                _remove(self.path)
+                raise
         self._thread = threading.Thread(target=self._beat, name="mfpar-supervisor", daemon=True)
 
     def __enter__(self) -> Self:
