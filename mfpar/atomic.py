@@ -99,6 +99,21 @@ def reason(error: OSError) -> str:
     return os.strerror(number) if number else str(error).splitlines()[0]
 
 
+def make_folder(path: Path, parents: bool = False) -> None:
+    """Make a folder, if it is missing, and those above it, if so said; they outlast the machine's end. Local.
+
+    Raises
+    ------
+    OSError
+        It can't be made.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=parents, exist_ok=True)
+    for folder in missing:
+        with contextlib.suppress(OSError):  # not every file system can
+            sync(folder.parent)
+
+
 def sync(path: Path) -> None:
     """Force a file's or folder's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from mfpar.abandoned import claimed, held, remove_abandoned
-from mfpar.atomic import TOKEN, DiskFile, replacing, storage_errors
+from mfpar.atomic import TOKEN, DiskFile, make_folder, replacing, storage_errors
 from mfpar.errors import FormatError, MfparError, RankLostError
 from mfpar.formats import require_hdf5
 from mfpar.parallel.comm import Communicator
@@ -54,7 +54,7 @@ def write_sharded(
     with contextlib.ExitStack() as noted:
         if comm.rank == 0 and comm.size > 1:
             with storage_errors(path):
-                folder.mkdir(exist_ok=True)
+                make_folder(folder)
                 noted.enter_context(_note(folder, token))
         token = comm.gather(token)[0]  # of a shard there is a note before anybody can write it
         shards = [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)] if comm.size > 1 else []

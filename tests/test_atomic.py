@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mfpar import atomic
-from mfpar.atomic import DiskFile, reason, refuse_existing, replacing
+from mfpar.atomic import DiskFile, make_folder, reason, refuse_existing, replacing
 from mfpar.errors import OutputExistsError, StorageError
 
 
@@ -27,6 +27,25 @@ def test_a_file_appears_when_all_is_written(tmp_path):
             assert temporary.parent == path.parent  # on the same file system, where renaming is one step
         assert path.read_text() == text
         assert names(tmp_path) == ["out.txt"]
+
+
+def test_a_folder_that_is_made_is_synced_with_all_above_it(tmp_path, monkeypatch):
+    """Its name stands in the one above, without which all in it is lost where the machine goes down."""
+    synced = []
+    monkeypatch.setattr(atomic, "sync", synced.append)
+    make_folder(tmp_path / "a" / "b", parents=True)
+    assert synced == [tmp_path / "a", tmp_path]
+    make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 2
+    with pytest.raises(FileNotFoundError):
+        make_folder(tmp_path / "c" / "d")
+
+    def cannot(_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(atomic, "sync", cannot)
+    make_folder(tmp_path / "e")
+    assert (tmp_path / "e").is_dir()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), MemoryError()], ids=repr)

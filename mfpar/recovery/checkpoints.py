@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mfpar.atomic import storage_errors, sync
+from mfpar.atomic import make_folder, storage_errors, sync
 from mfpar.engine.cut import Blocks
 from mfpar.errors import ConfigError, FormatError, MfparError, StorageError
 from mfpar.parallel.comm import Communicator
@@ -171,7 +171,7 @@ class Checkpoints:
 
     def _claim(self) -> None:
         with storage_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder, parents=True)
         self._lock = Lock(self._folder)
         for path in checkpoints_in(self._folder):
             difference = None
