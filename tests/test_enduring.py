@@ -17,7 +17,7 @@ from planted import Planted, plant
 from mfpar.api import runs
 from mfpar.api.enduring import train_enduringly
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
-from mfpar.engine import history, rates
+from mfpar.engine import course, history, rates
 from mfpar.engine.copies import Copies
 from mfpar.errors import ConfigError, FormatError, OutputExistsError, PreemptedError, RankError, RankLostError
 from mfpar.integrity.verify import verify
@@ -362,6 +362,34 @@ def test_nothing_of_a_damaged_checkpoint_is_in_those_that_follow(data, tmp_path)
     begun = sorted((tmp_path / "saved").glob("epoch-00000001-*"))
     assert begun
     for path in begun:
+        named = {"resume": str(path), "checkpoint": None}
+        assert trainer(data, tmp_path, safety=named, **given)(Serial()) == expected
+
+
+def test_the_best_state_may_be_of_an_epoch_that_was_made_anew(data, tmp_path, monkeypatch):
+    """The third epoch was best, then the fourth was spoilt, and the third, made anew at another rate, was worse."""
+    sound_pass = course.Course._sound_pass
+
+    def spoilt_once(self, at):
+        if at.epoch == 4 and not at.retreats:
+            self._rates.cut()
+            return None
+        return sound_pass(self, at)
+
+    def improves(self, validation, at):
+        if (at.epoch, at.retreats) != (3, 0):
+            return False
+        at.best, at.best_epoch = 1.0, 3
+        return True
+
+    monkeypatch.setattr(course.Course, "_sound_pass", spoilt_once)
+    monkeypatch.setattr(course.Course, "_improves", improves)
+    monkeypatch.setattr(keeper.Keeper, "_is_due", lambda self, cut: True)
+    given = {"validation_fraction": 0.2, "patience": EPOCHS}
+    expected = trainer(data, tmp_path, safety={"keep": 1000}, **given)(Serial())
+    saved = checkpoints_in(tmp_path / "saved")
+    assert [position(path)[:2] for path in saved].count((4, 0)) == 2
+    for path in saved:
         named = {"resume": str(path), "checkpoint": None}
         assert trainer(data, tmp_path, safety=named, **given)(Serial()) == expected
 

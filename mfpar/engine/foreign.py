@@ -45,7 +45,7 @@ def require_cut(content: dict[str, Any], size: int) -> None:
     used: Any = history.get("used") if isinstance(history, dict) else None
     kept: Any = history.get("kept") if isinstance(history, dict) else None
     require(isinstance(kept, dict) and kept.keys() <= set(ROLES), "has no history")
-    require(all(type(after) is int and 0 < after < epoch for after in kept.values()), "has no history")
+    require(all(type(after) is int and 0 <= after < epoch for after in kept.values()), "has no history")
     require(copies.keys() <= kept.keys(), "has a copy of which its history knows nothing")
     require(isinstance(used, list) and all(map(_is_use, used)), "has no rates of the epochs before")
     require({use[0] for use in used} >= set(range(1, epoch)), "has no rates of the epochs before")

@@ -36,7 +36,7 @@ class History:
     def __init__(self, training: Training, beside: Path):
         self._training = training
         self._copies = Copies(beside, training.needs.copies > 0)
-        self._kept: dict[str, int] = {}  # after which epoch each copy was taken, by its role
+        self._kept: dict[str, int] = {}  # after which epoch of those that stand each copy was taken, by its role
         self._positions: dict[str, Position] = {}  # what else belongs to it; only of those that there are
         self.used: dict[int, tuple[float, float]] = {}
 
@@ -77,6 +77,8 @@ class History:
             if "before" in self._kept:
                 self._rename("before", "last")
         after = epoch - 2 if "last" in self._kept else 0
+        if self._kept.get("best", 0) > after:
+            self._kept["best"] = 0  # of an epoch that does not stand any more: what is made anew is not the same
         self.restore(after + 1)
         return after + 1
 
