@@ -10,6 +10,7 @@ from mfpar.cli.stopping import stopping
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.errors import ConfigError
 from mfpar.parallel import launch
+from mfpar.parallel.watch import TIMES
 from mfpar.supervise import heartbeat
 
 
@@ -43,8 +44,6 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.set_defaults(run=run, collective=True)
 
 
-START = 3  # times as long as ranks may hang, for all of them to start and to meet
-
 _TEXT = """Factorizes a blocked file and saves the model. Run it as it is, under mpirun or srun, or with --ranks N: the
 factors are the same, bit for bit, on any number of ranks and threads."""
 
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     if args.restarts:
         raise ConfigError(f"restarts={args.restarts}: only of ranks that it has started; give --ranks or --hosts")
     heartbeat.start()
-    comm = launch.world(START * safety.hang_timeout)
+    comm = launch.world(TIMES * safety.hang_timeout)
     # On any rank, as the first one may change; but only the first one is told of events.
     with (
         debug_log(args.debug_log, launch.launched_rank()),

@@ -14,7 +14,7 @@ from mfpar.parallel.pulse import Pulse
 if TYPE_CHECKING:
     from mfpar.parallel.comm import Communicator
 
-TIMES = 3  # as long as the timeout, for those that are left after a loss to come together
+TIMES = 3  # as long as the timeout, for ranks to come together: at the start, or those that are left after a loss
 SHORTLY = 2.0  # seconds for which others are waited for, where one of them will not come
 
 
