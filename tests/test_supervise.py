@@ -17,7 +17,7 @@ from mfpar import errors
 from mfpar.parallel.processes import Process
 from mfpar.supervise import folder as folders
 from mfpar.supervise import hosts, supervisor, watch
-from mfpar.supervise.folder import RunFolder
+from mfpar.supervise.folder import RunFolder, remove_abandoned
 from mfpar.supervise.heartbeat import FOLDER
 from mfpar.supervise.hosts import Host, parse_hosts
 from mfpar.supervise.job import Job
@@ -384,6 +384,25 @@ def test_what_a_supervisor_that_was_killed_has_left_is_removed(tmp_path, monkeyp
             assert elsewhere.exists()
             assert other.path.exists()
             assert [path.name for path in tmp_path.glob("mfpar-*")] == ["mfpar-76543210"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_left_where_the_machine_went_down_is_removed(tmp_path, known):
+    """Nobody knows whether a supervisor of another boot lives; but one that lives beats every second."""
+    with RunFolder(tmp_path / "model.h5", 0):
+        left = tmp_path / ".model.h5.01234567.run"
+        left.mkdir()
+        if known:
+            elsewhere = dataclasses.asdict(dataclasses.replace(Process.own(), place="another boot"))
+            order = {"process": elsewhere, "count": 7, "limit": 0, "stop": False}
+            (left / "supervisor").write_text(json.dumps(order))
+        remove_abandoned(tmp_path / "model.h5")
+        assert left.exists()
+        long_ago = time.time() - 100_000
+        os.utime(left, (long_ago, long_ago))
+        remove_abandoned(tmp_path / "model.h5")
+        assert not left.exists()
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_is_half_removed_is_removed(tmp_path):

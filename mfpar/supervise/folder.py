@@ -13,6 +13,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from mfpar.parallel.processes import Process
 PERIOD = 1.0  # seconds between beats
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Open MPI keeps it on Linux
 ENDING, ORDER, TICKS = ".beat", "supervisor", ("tick", "tock")
+OLD = 86_400.0  # seconds; clocks of hosts differ by less
 SIZE = 1000  # bytes of such a file
 Word = TypeVar("Word", "Beat", "Order")
 
@@ -173,6 +175,13 @@ def _read(kind: type[Word], path: Path) -> Word | None:
         return None
 
 
+def _age(folder: Path) -> float:
+    """Seconds since a folder has changed, as every beat of a supervisor changes its own; 0 where it is gone."""
+    with contextlib.suppress(OSError):
+        return time.time() - folder.stat().st_mtime
+    return 0.0
+
+
 def _remove(folder: Path) -> None:
     """Take away its name, so that nobody writes into it any more, and then the folder."""
     gone = folder.with_suffix(".over")
@@ -188,13 +197,16 @@ def shared_folder(token: str) -> Path:
 
 
 def remove_abandoned(output: Path) -> None:
-    """Remove what supervisors of this output that were killed on this machine have left, which ends their ranks."""
+    """Remove what supervisors of this output have left, which ends their ranks: those that were killed on this machine.
+
+    Of others only what nobody has touched for a day, as where a machine was started anew since.
+    """
     here = Process.own()
     folder = output.absolute().parent
     for path in folder.glob(f".{glob.escape(output.name)}.????????.over"):  # half removed
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f".{glob.escape(output.name)}.????????.run"):
         order = Order.read(path)
-        if order and order.process.near(here) and not order.process.alive:
+        if (order and order.process.near(here) and not order.process.alive) or _age(path) > OLD:
             _remove(path)
             shutil.rmtree(shared_folder(path.suffixes[-2][1:]), ignore_errors=True)
