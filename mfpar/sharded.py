@@ -60,6 +60,8 @@ def write_sharded(
         shards = [folder / f"{token}-{rank}of{comm.size}.h5" for rank in range(comm.size)] if comm.size > 1 else []
         if shards:
             with _removed_on_error(shards[comm.rank : comm.rank + 1]):
+                with storage_errors(path):
+                    folder.mkdir(exist_ok=True)  # it is there, but another machine may remember that it was not
                 with replacing(shards[comm.rank]) as temporary:
                     write_shard(temporary)
                 comm.gather(None)  # all shards are on the disk
