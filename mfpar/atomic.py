@@ -10,6 +10,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,10 @@ def replacing(path: Path) -> Iterator[Path]:
     StorageError
         Writing failed: disk full, no permission, folder gone. What stood at `path` before still stands there.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with storage_errors(path):
-            remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.{TOKEN}.tmp"))
+            _clear(path)
             with held(temporary):
                 yield temporary
                 sync(temporary)
@@ -77,6 +78,36 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a disk that is lost, or read-only now, enough is said
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is of use while that is made; it is removed in the end.
+
+    Raises
+    ------
+    StorageError
+        It can't be made.
+    """
+    temporary = _temporary(path)
+    try:
+        with contextlib.ExitStack() as holding:
+            with storage_errors(path):
+                _clear(path)
+                holding.enter_context(held(temporary, folder=True))
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name that never occurred before."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _clear(path: Path) -> None:
+    """Remove what killed processes have left under such names."""
+    remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.{TOKEN}.tmp"))
 
 
 @contextlib.contextmanager

@@ -157,3 +157,15 @@ def test_a_conversion_that_was_killed_leaves_nothing_for_the_next(tmp_path):
             process.kill()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ratings.csv", "ratings.h5"]
+
+
+def test_ratings_that_were_converted_for_a_killed_run_go_with_the_next(tmp_path):
+    body = (
+        "import mfpar\n"
+        "def train(callback=None):\n"
+        "    mfpar.factorize(([1, 1, 2], [1, 2, 1], [1.0, 2.0, 3.0]), 2, epochs=1, output='model.h5', callback=callback)\n"
+    )
+    killed(f"{body}train(lambda report: os.kill(os.getpid(), signal.SIGKILL))", tmp_path)
+    assert names(tmp_path)
+    killed(f"{body}train()\nos.kill(os.getpid(), signal.SIGKILL)", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.h5"]

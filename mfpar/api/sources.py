@@ -1,7 +1,6 @@
 """What every function of the API begins with: a blocked file of the ratings, and a place for what is to be written."""
 
 import contextlib
-import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import h5py
 
+from mfpar.atomic import temporary_folder
 from mfpar.blockfile import Header
 from mfpar.parallel import launch
 from mfpar.parallel.comm import Communicator
@@ -68,13 +68,15 @@ def place_of(output: str | Path | None, comm: Communicator, cleaning: contextlib
 
 
 def blocked(ratings: Any, comm: Communicator, target: Path, cleaning: contextlib.ExitStack, **options: Any) -> Path:
-    """The path of a blocked file: that given, or a temporary one made beside `target` by the first rank. Collective."""
+    """The path of a blocked file: that given, or a temporary one made beside `target` by the first rank. Collective.
+
+    What a process that was killed has left of one goes when the next writes `target`, as all that is temporary there.
+    """
     if isinstance(ratings, str | Path) and Path(ratings).is_file() and h5py.is_hdf5(ratings):
         return Path(ratings)
     made = None
     if comm.rank == 0:
-        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.ratings.h5")
-        cleaning.callback(path.unlink, missing_ok=True)
-        convert(ratings, path, **options)
-        made = str(path)
+        folder = cleaning.enter_context(temporary_folder(target))
+        convert(ratings, folder / "ratings.h5", **options)
+        made = str(folder / "ratings.h5")
     return Path(comm.gather(made)[0])
