@@ -617,6 +617,8 @@ OPTIONS = [
     _option("missing configuration", "--config", "none.toml", sentence="none.toml: can't be read: No such file"),
     _option("a folder for a configuration", "--config", "folder", sentence="folder: can't be read: Is a directory"),
     _option("a folder for a log", "--log", "folder", sentence="folder: could not be written: Is a directory", code=1),
+    _option("checkpoints in place of the model", "--checkpoint", "new.h5", sentence="new.h5: is wanted for the model"),
+    _option("a file for checkpoints", "--checkpoint", "ratings.csv", sentence="ratings.csv: is no folder", code=1),
     _option("the ratings for a log", "--log", "ratings.h5", sentence="ratings.h5: is also an input"),
     *(
         Case(f"arguments: {' '.join(arguments)}", arguments, sentence, code)

@@ -55,7 +55,7 @@ def train_on_ranks(
     if restarts < 0:
         raise errors.ConfigError(f"restarts={restarts}: expected an integer ≥ 0")
     several = parse_hosts(hosts) if isinstance(hosts, str) else hosts
-    refuse_outputs(Path(path), Path(output), log, trace, force, safety.resume is not None)
+    refuse_outputs(Path(path), Path(output), log, trace, force, safety, safety.resume is not None)
     with BlockedFile(path) as file:
         require_places(file.grid.size, ranks or sum(host.slots for host in several or ()))
     if isinstance(model.loss, Loss):

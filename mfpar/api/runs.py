@@ -9,7 +9,7 @@ from typing import Any
 from mfpar import errors
 from mfpar.atomic import refuse_existing, storage_errors
 from mfpar.blockfile import BlockedFile
-from mfpar.config import ModelConfig, TrainConfig
+from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine.course import Course
 from mfpar.engine.report import EpochReport, describe_run, described_memory
 from mfpar.engine.trace import Trace
@@ -60,7 +60,7 @@ def train_file(
     lost, again = precautions.take_stock(comm)
     goes_on = lost or precautions.safety.resume is not None
     if comm.rank == 0 and not again:  # who was the first before may have died before it had looked
-        refuse_outputs(Path(path), output, log, trace, force, goes_on)
+        refuse_outputs(Path(path), output, log, trace, force, precautions.safety, goes_on)
     curve: list[Event] = []
     with BlockedFile(path) as file, contextlib.ExitStack() as closing:
         tracing = closing.enter_context(Trace(comm, Path(trace) if trace else None))
@@ -114,19 +114,29 @@ def train_file(
 
 
 def refuse_outputs(
-    path: Path, output: Path, log: str | Path | None, trace: str | Path | None, force: bool, goes_on: bool = False
+    path: Path,
+    output: Path,
+    log: str | Path | None,
+    trace: str | Path | None,
+    force: bool,
+    safety: SafetyConfig,
+    goes_on: bool,
 ) -> None:
     """No output must replace the ratings, nor one the other; the log of a run that goes on is gone on with."""
     refuse_existing(output, force, [path])
     taken = {output.absolute(): "model"}
-    for name, file in (("log", log), ("trace", trace)):
+    for name, file in (("log", log), ("trace", trace), ("checkpoints", safety.checkpoint)):
         if file is None:
             continue
-        if other := taken.get(Path(file).absolute()):
+        file = Path(file)
+        if other := taken.get(file.absolute()):
             raise errors.OutputExistsError(f"{file}: is wanted for the {other} and for the {name}; choose two names")
-        taken[Path(file).absolute()] = name
-        if name == "trace" or not Path(file).exists() or Path(file).is_file():  # a log may go to a pipe or a device
-            refuse_existing(Path(file), force or (name == "log" and goes_on), [path])
+        taken[file.absolute()] = name
+        if name == "checkpoints":
+            if file.exists() and not file.is_dir():
+                raise errors.StorageError(f"{file}: is no folder; name one for checkpoints, which need not exist yet")
+        elif name == "trace" or not file.exists() or file.is_file():  # a log may go to a pipe or a device
+            refuse_existing(file, force or (name == "log" and goes_on), [path])
 
 
 @contextlib.contextmanager
