@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import h5py
 import pytest
@@ -297,6 +298,25 @@ def test_stopped_as_asked_and_resumed(data, tmp_path, every, ranks, others):
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     assert [event["epoch"] for event in kinds(logged, "epoch")] == list(range(1, EPOCHS + 1))
     assert [event["epoch"] for event in open_model(tmp_path / "m.h5", None).curve] == list(range(1, EPOCHS + 1))
+
+
+def test_ranks_meet_in_time_where_little_of_it_is_training(data, tmp_path, monkeypatch):
+    """By a clock that goes on a second at the end of an epoch, as if the held-out part were a large one."""
+    now, epochs = [0.0], []
+    monkeypatch.setattr(keeper, "SHORTEST", 5.0)
+    monkeypatch.setattr(keeper, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+    def listen(event):
+        now[0] += event["kind"] == "epoch"
+        epochs.extend([event["epoch"]] if event["kind"] == "epoch" else [])
+
+    safety = SafetyConfig(checkpoint=str(tmp_path / "saved"), checkpoint_every="1h")
+    stopped = {"safety": safety, "stop": lambda: len(epochs) >= 40}
+    with pytest.raises(PreemptedError):
+        train_enduringly(
+            data.path, tmp_path / "m.h5", ModelConfig(factors=3), TrainConfig(epochs=200), Serial(), listen, **stopped
+        )
+    assert 40 <= len(epochs) <= 50
 
 
 def test_of_resuming(data, tmp_path):

@@ -25,7 +25,7 @@ from mfpar.recovery.replicas import Replicas
 LOG = logging.getLogger(__name__)
 LONGEST = 5.0  # seconds between breaks, about: so long a request to stop may wait
 
-SHORTEST = 0.2  # seconds of training between them, unless a checkpoint is due: to meet costs milliseconds
+SHORTEST = 0.2  # seconds between meetings of the ranks, unless a checkpoint is due: to meet costs milliseconds
 
 Tell = Callable[[str, dict[str, Any]], None]  # kind of event, and what it says
 
@@ -122,8 +122,8 @@ class Keeper:
         self._steps_then = 0  # how many steps of the run were done then
         self._under_way: tuple[int, int] | None = None  # epoch and step of the one that is being written
         self._checkpoints: Checkpoints | None = None
-        self._pace: float | None = None  # seconds of a step, as far as they are known
-        self._met_at = 0  # how many steps of the run were done when ranks last met
+        self._met_at, self._met = 0, time.monotonic()  # how many steps of the run were done when ranks last met
+        self._apart = 0.0  # how many steps may pass until they meet again
         self._is_saved = False  # the last one that was begun
         self.farewell = ""  # what to say of a run that was stopped
 
@@ -163,7 +163,7 @@ class Keeper:
             return
         course.resume(found)
         self._curve[:] = found["curve"]
-        self._steps_then = self._count(found["epoch"], found["step"])
+        self._steps_then = self._met_at = self._count(found["epoch"], found["step"])
         where = f"epoch {found['epoch']}" + (f", step {found['step']} of {self._size}" if found["step"] else "")
         message = f"goes on with {where}, from {source}, on {self._comm.size} rank{'s' * (self._comm.size > 1)}"
         self._tell(
@@ -192,7 +192,6 @@ class Keeper:
         """See `Breaks.steps`."""
         longest = min(LONGEST, self._every) if self._unit == "seconds" else LONGEST
         steps = max(1, int(longest / pace)) if pace else 1
-        self._pace = pace
         if self._checkpoints and self._unit == "steps":
             steps = min(steps, self._every - self._count(epoch, step) % self._every)
         return steps
@@ -203,9 +202,10 @@ class Keeper:
             return
         written = self._checkpoints.written if self._checkpoints else None
         replicate = self._replicas is not None and self._replicas.due
-        said = self._comm.gather([self._stop(), written, replicate, self._is_due(cut)])
+        said = self._comm.gather([self._stop(), written, replicate, self._is_due(cut), time.monotonic() - self._met])
         stop, all_written = any(rank[0] for rank in said), all(rank[1] for rank in said)
-        replicate, checkpoint = said[0][2:]
+        replicate, checkpoint, seconds = said[0][2:]
+        self._note_meeting(cut, seconds)
         if replicate or checkpoint or stop:
             wanted = {"replicas": replicate, "checkpoint": checkpoint, "stop": stop}
             LOG.debug("epoch %d, %d steps done: %s", cut.epoch, cut.step, wanted)
@@ -247,12 +247,19 @@ class Keeper:
 
     def _is_worth_it(self, cut: Cut) -> bool:
         """Whether to meet here: all ranks say the same, as none looks at its own clock."""
-        count = self._count(cut.epoch, cut.step)
-        trained = abs(count - self._met_at) * (self._pace or SHORTEST)
-        if trained < SHORTEST and (self._unit == "seconds" or not self._is_due(cut)):
-            return False
-        self._met_at = count
-        return True
+        return self._since(cut) >= self._apart or (self._unit != "seconds" and self._is_due(cut))
+
+    def _note_meeting(self, cut: Cut, seconds: float) -> None:
+        """All have met, so many seconds after the last time by the first rank's clock.
+
+        That counts what was done beside the training, too. What is hardly known yet is found out step by step.
+        """
+        self._apart = self._since(cut) * min(SHORTEST / max(seconds, 1e-9), 2.0)
+        self._met_at, self._met = self._count(cut.epoch, cut.step), time.monotonic()
+
+    def _since(self, cut: Cut) -> int:
+        """Steps since ranks last met."""
+        return abs(self._count(cut.epoch, cut.step) - self._met_at)
 
     def _count(self, epoch: int, step: int) -> int:
         """Steps of the run up to here."""
