@@ -163,7 +163,8 @@ def test_ratings_that_were_converted_for_a_killed_run_go_with_the_next(tmp_path)
     body = (
         "import mfpar\n"
         "def train(callback=None):\n"
-        "    mfpar.factorize(([1, 1, 2], [1, 2, 1], [1.0, 2.0, 3.0]), 2, epochs=1, output='model.h5', callback=callback)\n"
+        "    triples = [1, 1, 2], [1, 2, 1], [1.0, 2.0, 3.0]\n"
+        "    mfpar.factorize(triples, 2, epochs=1, output='model.h5', callback=callback)\n"
     )
     killed(f"{body}train(lambda report: os.kill(os.getpid(), signal.SIGKILL))", tmp_path)
     assert names(tmp_path)
