@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -488,6 +489,39 @@ def test_a_process_that_gets_a_signal(data, tmp_path, number):
     events = []
     assert trainer(data, tmp_path, events, safety={"resume": "auto"}, **given)(Serial()) == expected
     assert kinds(events, "resume")[0]["epoch"] > 1
+
+
+# A signal that comes while a module is looked for.
+EARLY = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {name!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "code"),
+    [
+        ("mfpar.cli.main", signal.SIGINT, -signal.SIGINT),
+        ("mfpar.cli.train", signal.SIGINT, -signal.SIGINT),
+        ("mfpar.api", signal.SIGINT, 75),
+        ("mfpar.api", signal.SIGTERM, 75),
+    ],
+)
+def test_a_signal_at_the_start(data, tmp_path, name, number, code):
+    """Nothing but imports is under way, or it is noted, so that none is lost in code that lets no exception through."""
+    (tmp_path / "sitecustomize.py").write_text(EARLY.format(name=name, number=int(number)))
+    command = [sys.executable, "-m", "mfpar", "train", str(data.path), "-o", "m.h5", "--checkpoint", "saved"]
+    paths = f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("mfpar: stopped as asked") if code == 75 else done.stderr == ""
 
 
 # From Python.

@@ -50,12 +50,12 @@ factors are the same, bit for bit, on any number of ranks and threads."""
 
 def run(args: argparse.Namespace) -> None:
     """Run the verb. Collective under a launcher."""
-    from mfpar import api
-
     config = read_config(args.config)
     model, train, safety = (settings_of(args, kind, config[name]) for name, kind in TABLES.items())
     options: dict[str, Any] = {"log": args.log, "trace": args.trace, "force": args.force}
     if args.ranks is not None or args.hosts is not None:
+        from mfpar import api
+
         where = {"hosts": args.hosts, "restarts": args.restarts, "safety": safety, "debug_log": args.debug_log}
         with display(args.progress, train.epochs) as show:
             api.train_on_ranks(args.file, args.output, model, train, args.ranks, show, **where, **options)
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> None:
     if args.restarts:
         raise ConfigError(f"restarts={args.restarts}: only of ranks that it has started; give --ranks or --hosts")
     heartbeat.start()
-    comm = launch.world(TIMES * safety.hang_timeout)
-    # On any rank, as the first one may change; but only the first one is told of events.
-    with (
-        debug_log(args.debug_log, launch.launched_rank()),
-        display(args.progress, train.epochs) as show,
-        stopping(safety.checkpoint is not None) as stop,
-    ):
-        api.train_enduringly(args.file, args.output, model, train, comm, show, safety=safety, stop=stop, **options)
+    # A request is noted from here on: an exception may get lost in what Numba has LLVM call while kernels are loaded.
+    with stopping(safety.checkpoint is not None) as stop:
+        from mfpar import api
+
+        comm = launch.world(TIMES * safety.hang_timeout)
+        # On any rank, as the first one may change; but only the first one is told of events.
+        with debug_log(args.debug_log, launch.launched_rank()), display(args.progress, train.epochs) as show:
+            api.train_enduringly(args.file, args.output, model, train, comm, show, safety=safety, stop=stop, **options)
