@@ -145,6 +145,25 @@ def make_folder(path: Path, parents: bool = False) -> None:
             sync(folder.parent)
 
 
+def drop_half_line(path: Path) -> None:
+    """Cut off the last line of a file if it does not end, as its writer was killed, or the disk was full.
+
+    Raises
+    ------
+    OSError
+        The file can't be opened, read or cut.
+    """
+    with path.open("r+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        found = -1
+        while end and found < 0:
+            end -= min(end, 1 << 16)
+            file.seek(end)
+            found = file.read(1 << 16).rfind(b"\n")
+        if end + found + 1 < size:
+            file.truncate(end + found + 1)
+
+
 def sync(path: Path) -> None:
     """Force a file's or folder's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

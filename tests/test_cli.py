@@ -324,6 +324,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder):
         assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
 
 
+@pytest.mark.parametrize("progress", ["plain", "json"])
+def test_standard_output_on_a_full_disk(folder, tmp_path, progress):
+    command = [sys.executable, "-m", "mfpar", "train", "ratings.h5", "-o", str(tmp_path / "m.h5"), "--epochs", "1"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, "--progress", progress], cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, "mfpar: error: No space left on device\n")
+
+
+def test_a_debug_log_on_a_full_disk_costs_a_warning(folder, tmp_path, capsys):
+    (tmp_path / "rank-0000.log").symlink_to("/dev/full")
+    options = ("--epochs", "1", "--progress", "none", "--debug-log", str(tmp_path))
+    assert main(["train", "ratings.h5", "-o", str(tmp_path / "m.h5"), *options]) == 0
+    told = f"mfpar: warning: {tmp_path}/rank-0000.log: could not be written any more: no space left on the device\n"
+    assert capsys.readouterr().err == told
+
+
 def test_version_and_help(capsys):
     for arguments, start in (
         (["--version"], f"mfpar {mfpar.__version__}\n"),

@@ -301,6 +301,20 @@ def test_stopped_as_asked_and_resumed(data, tmp_path, every, ranks, others):
     assert [event["epoch"] for event in open_model(tmp_path / "m.h5", None).curve] == list(range(1, EPOCHS + 1))
 
 
+def test_half_a_line_at_the_end_of_the_log_goes(data, tmp_path):
+    """As a process leaves it that is killed, or whose disk is full."""
+    log = tmp_path / "run.jsonl"
+    for end in ("", '{"kind": "ep' * 9999):
+        log.write_text('{"kind": "run"}\n' + end)
+        trainer(data, tmp_path, safety={"resume": "auto"}, log=log)(Serial())
+        said = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
+        assert said[:2] == ["run", "run"]
+        assert said[-1] == "saved"
+    log.write_text("half")
+    trainer(data, tmp_path, safety={"resume": "auto"}, log=log)(Serial())
+    assert json.loads(log.read_text().splitlines()[0])["kind"] == "run"
+
+
 def test_ranks_meet_in_time_where_little_of_it_is_training(data, tmp_path, monkeypatch):
     """By a clock that goes on a second at the end of an epoch, as if the held-out part were a large one."""
     now, epochs = [0.0], []

@@ -22,7 +22,7 @@ from mfpar.model import aligned, everyone, leaders, listing, table, topk
 from mfpar.model.leaders import Leaders
 from mfpar.model.opening import checksum_of, open_model
 from mfpar.model.table import Ids, Table
-from mfpar.ratings import reading
+from mfpar.ratings import database, reading
 
 MB = 1 << 20
 
@@ -278,6 +278,19 @@ def test_a_failure_of_one_rank_leaves_nothing_behind(tmp_path, monkeypatch):
         simulated.run(2, lambda comm: model.recommend_all(tmp_path / "a.parquet", force=True, comm=comm))
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "a.parquet").read_text() == "old"
+
+
+@pytest.mark.parametrize("more", ["", '","errno":"28"}'])
+def test_what_duckdb_says_of_a_full_disk(tmp_path, monkeypatch, more):
+    model = open_model(write_model(tmp_path / "model.h5", Dense(), 1))
+
+    def run(self, sql, parameters=()):
+        raise duckdb.IOException(f'IO Error: Could not write file "a": No space left on device{more}')
+
+    monkeypatch.setattr(database.Database, "run", run)
+    told = r"a\.csv: could not be written: No space left on device; nothing was left behind"
+    with pytest.raises(StorageError, match=f"{told}$"):
+        model.recommend_all(tmp_path / "a.csv")
 
 
 def test_damage_of_the_seen_file_is_found(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mfpar import errors
-from mfpar.atomic import refuse_existing, storage_errors
+from mfpar.atomic import drop_half_line, refuse_existing, storage_errors
 from mfpar.blockfile import BlockedFile
 from mfpar.config import ModelConfig, SafetyConfig, TrainConfig
 from mfpar.engine.course import Course
@@ -148,17 +148,20 @@ def log_file(path: str | Path | None, goes_on: bool) -> Iterator[Callable[[Event
     if path is None:
         yield lambda event: None
         return
-    with storage_errors(Path(path)):
-        file = Path(path).open("a" if goes_on else "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    path = Path(path)
+    with storage_errors(path):
+        if goes_on and path.is_file():
+            drop_half_line(path)
+        file = path.open("a" if goes_on else "w", encoding="utf-8")
 
     def write(event: Event) -> None:
-        with storage_errors(Path(path)):
+        with storage_errors(path):
             print(json.dumps(event), file=file, flush=True)
 
     try:
         yield write
     finally:
-        with storage_errors(Path(path)):
+        with storage_errors(path):
             file.close()
 
 

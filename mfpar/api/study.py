@@ -8,7 +8,6 @@ was killed goes on as if nothing had happened.
 import contextlib
 import dataclasses
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mfpar.api.space import Choice, Plain, Range, Space
-from mfpar.atomic import storage_errors
+from mfpar.atomic import drop_half_line, storage_errors
 from mfpar.errors import ConfigError, FormatError
 from mfpar.metrics import more_is_better
 
@@ -228,7 +227,4 @@ def _mend(path: Path) -> None:
             fits = False
         if not fits:
             raise FormatError(f"{path}: is no journal of a study; name another with --study")
-        file.seek(0)
-        whole = sum(len(line) for line in file if line.endswith(b"\n"))
-    if whole < path.stat().st_size:
-        os.truncate(path, whole)
+    drop_half_line(path)

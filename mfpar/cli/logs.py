@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mfpar.atomic import storage_errors
+from mfpar.atomic import reason, storage_errors
 from mfpar.parallel import launch
 
 FORMAT = "%(asctime)s.%(msecs)03d {where} %(threadName)s %(name)s: %(message)s"
@@ -32,7 +32,7 @@ def debug_log(folder: str | None, rank: int) -> Iterator[None]:
     path = Path(folder) / f"rank-{rank:04d}{own}.log"
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _Handler(path, encoding="utf-8")
     where = f"rank {rank} on {socket.gethostname()}"
     handler.setFormatter(logging.Formatter(FORMAT.format(where=where), "%Y-%m-%d %H:%M:%S"))
     log = logging.getLogger("mfpar")
@@ -48,4 +48,18 @@ def debug_log(folder: str | None, rank: int) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
-        handler.close()
+        with contextlib.suppress(OSError):  # of which was told
+            handler.close()
+
+
+class _Handler(logging.FileHandler):
+    """Gives the file up where it can't be written any more: a log is no reason to end a run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif self.level <= logging.CRITICAL:
+            self.setLevel(logging.CRITICAL + 1)
+            text = f"mfpar: warning: {self.baseFilename}: could not be written any more: {reason(error)}"
+            print(text, file=sys.stderr, flush=True)

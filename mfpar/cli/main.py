@@ -143,11 +143,15 @@ def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:
     if args.debug:
         traceback.print_exc()
     if first:
+        told = False
         if getattr(args, "progress", None) == "json":
-            print_event({"kind": "error", "error": kind, "message": message})
-        else:
+            with contextlib.suppress(OSError):  # where standard output is full, the other way is left
+                print_event({"kind": "error", "error": kind, "message": message})
+                told = True
+        if not told:
             print(f"mfpar: error: {message}", file=sys.stderr)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         sys.stderr.flush()
     together = launch.mpi_runs()
     if not first:

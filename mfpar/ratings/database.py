@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -179,8 +180,11 @@ class Database:
         try:
             self.run(f"COPY ({query}) TO {literal(str(target))} ({options})")
         except duckdb.IOException as error:
-            reason = str(error).rpartition(": ")[2].splitlines()[0]
-            raise StorageError(f"{name}: could not be written: {reason}; nothing was left behind") from error
+            # Where it writes in the background, DuckDB tells of it in JSON.
+            text = re.sub(r'","errno":.*', "", str(error).splitlines()[0])
+            raise StorageError(
+                f"{name}: could not be written: {text.rpartition(': ')[2]}; nothing was left behind"
+            ) from error
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
