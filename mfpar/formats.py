@@ -40,8 +40,10 @@ def require_hdf5(path: Path, maker: str = "mfpar convert") -> None:
     FormatError
         It is another kind of file, or in HDF5's old format.
     StorageError
-        It can't be read.
+        It can't be read, or is no regular file, of which there might be no end, nor a beginning.
     """
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path}: is no regular file")
     try:
         with open(path, "rb") as file:
             start = file.read(len(SIGNATURE) + 1)

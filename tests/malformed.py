@@ -671,4 +671,27 @@ OPTIONS = [
     ),
 ]
 
-CASES = [*TEXT, *PARQUET, *MATRICES, *BLOCKED, *MODELS, *CHECKPOINTS, *RESUMED, *SETTINGS, *OPTIONS]
+# What can't be read twice, or never ends: nobody waits for a pipe that nobody writes to.
+PIPES = [
+    Case(f"pipe: {' '.join(arguments)}", arguments, sentence, 1, lambda: os.mkfifo("bad"))
+    for arguments, sentence in (
+        (CONVERT, "bad: is no regular file, and can't be read more than once"),
+        (("convert", "ratings.csv", "--test", "bad", "-o", "new.h5"), "bad: is no regular file"),
+        (("convert", "ba*", "-o", "new.h5"), "ba*: no file matches this pattern"),
+        (("train", "bad", "-o", "new.h5"), "bad: no such file"),
+        (("info", "bad"), "bad: no such file"),
+        (("info", "model.h5/bad"), "model.h5/bad: no such file"),
+        (("verify", "bad"), "not sound: bad"),
+        (("evaluate", "model.h5", "bad"), "bad: is no regular file"),
+        (("evaluate", "bad"), "bad: no such file"),
+        (("predict", "model.h5", "bad"), "bad: is no regular file"),
+        (("recommend", "model.h5", "--user", "1", "--seen", "bad"), "bad: no such file"),
+        (("recommend", "model.h5", "--user", "1", "--names", "bad:1,2"), "bad: is no regular file"),
+        (("train", "ratings.h5", "-o", "new.h5", "--resume", "bad"), "bad: can't be read: Not a directory"),
+        (("tune", "bad", "-o", "new.toml"), "bad: no such file"),
+        (("plan", "bad", "--rate", "1e6"), "bad: no such file"),
+        (("export", "bad", "-o", "new.npz"), "bad: no such file"),
+    )
+]
+
+CASES = [*TEXT, *PIPES, *PARQUET, *MATRICES, *BLOCKED, *MODELS, *CHECKPOINTS, *RESUMED, *SETTINGS, *OPTIONS]

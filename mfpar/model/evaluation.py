@@ -53,7 +53,7 @@ def evaluate(
     measures = chosen(metrics, scorer.loss)
     if ratings is None:
         ratings = _training_file(scorer)
-    if isinstance(ratings, str | Path) and h5py.is_hdf5(ratings):
+    if isinstance(ratings, str | Path) and Path(ratings).is_file() and h5py.is_hdf5(ratings):
         return _evaluate_blocked(scorer, Path(ratings), measures, relevant, memory, comm)
     # Here, not above: reading ratings brings DuckDB, which predictions do without.
     from mfpar.ratings.reading import read_chunks

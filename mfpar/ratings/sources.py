@@ -44,11 +44,13 @@ def files_of(sources: Any) -> list[Path]:
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise RatingsError(f"{path}: is a folder; name files, or a pattern like {path / '*.csv'}")
-    if path.exists():
+    if path.is_file():
         yield path
+    elif path.exists():  # what was read of a pipe to see what comes would be lost
+        raise RatingsError(f"{path}: is no regular file, and can't be read more than once; write it to a file first")
     elif glob.has_magic(str(path)):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        files = [name for name in found if not name.is_dir()]
+        files = [name for name in found if name.is_file()]
         if not files:
             raise RatingsError(f"{path}: no file matches this pattern")
         yield from files
