@@ -158,7 +158,7 @@ def test_identity(tmp_path):
     assert load(tmp_path, blocks, 2, 5, free)[0].cut["step"] == 2
     others = {
         "is of other data": {**IDENTITY, "data_checksum": "cd" * 32},
-        "was made with factors=3, not 4": {**IDENTITY, "model": {"factors": 4}},
+        "was made with factors=3, not 4": {**IDENTITY, "model": {"factors": 4, "base": 1}},
         "was made with seed=1, not None": {**IDENTITY, "train": {"epochs": 9}},
         "was made with another loss": {**IDENTITY, "loss": "0123"},
     }

@@ -551,7 +551,7 @@ def test_factorize_goes_on_from_a_checkpoint(data, tmp_path):
         if report.epoch == 5:
             raise StopError
 
-    given = {"factors": 3, "epochs": EPOCHS, "checkpoint": str(tmp_path / "saved"), "checkpoint_every": "2ep"}
+    given = {"factors": 3, "epochs": EPOCHS, "checkpoint": tmp_path / "saved", "checkpoint_every": "2ep"}
     with pytest.raises(StopError):
         mfpar.factorize(data.path, output=tmp_path / "m.h5", callback=stop, **given)
     epochs = []

@@ -1,6 +1,7 @@
 """factorize and load: what most of those who `import mfpar` need."""
 
 import contextlib
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -126,6 +127,7 @@ def factorize(
 
 
 def _configs(**settings: Any) -> tuple[ModelConfig, TrainConfig, SafetyConfig]:
+    settings = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in settings.items()}
     kinds = ModelConfig, TrainConfig, SafetyConfig
     names = [list(kind.__dataclass_fields__) for kind in kinds]
     given = [{name: settings.pop(name) for name in own if name in settings} for own in names]

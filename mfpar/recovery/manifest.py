@@ -92,7 +92,7 @@ class Manifest:
             if part == "data_checksum" and theirs != ours:
                 return "is of other data"
             if isinstance(theirs, dict) and isinstance(ours, dict):
-                for name in sorted(theirs.keys() | ours.keys()):
+                for name in [*ours, *theirs]:  # what was given comes before what follows from it
                     if name not in FREE and theirs.get(name) != ours.get(name):
                         return f"was made with {name}={_short(theirs.get(name))}, not {_short(ours.get(name))}"
             elif theirs != ours:
