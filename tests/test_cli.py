@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 import mfpar
 from mfpar.cli import main as cli
 from mfpar.cli.main import main
+from mfpar.ratings.database import Database
 
 ROWS, COLS = 40, 25
 
@@ -322,6 +324,22 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder):
     for _ in range(2):
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, cwd=folder)
         assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
+
+
+def test_terminated_in_the_midst_of_a_query(folder, tmp_path, capsys, monkeypatch):
+    """DuckDB makes an exception of its own of what a signal's handler raises."""
+
+    def result(self, statement):
+        with self._failing():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except BaseException:
+                raise RuntimeError("Query interrupted") from None
+
+    monkeypatch.setattr(Database, "_result", result)
+    assert main(["convert", "ratings.csv", "-o", str(tmp_path / "new.h5")]) == 143
+    assert capsys.readouterr().err == "mfpar: error: terminated\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("progress", ["plain", "json"])

@@ -78,7 +78,13 @@ def leave(code: int) -> NoReturn:
 
 def _run(arguments: Sequence[str] | None) -> int:
     args = build_parser().parse_args(arguments)
-    _on_sigterm(_terminate)
+    asked = list[int]()  # SIGTERM: what is half done is cleaned up, as after SIGINT
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        asked.append(number)  # not an exception of its own, of which DuckDB would make another
+        raise KeyboardInterrupt
+
+    _on_sigterm(terminate)
     if not getattr(args, "collective", False) and launch.launched_rank() > 0:
         return 0
     try:
@@ -87,9 +93,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         if args.run not in (convert.run, train.run, tune.run):
             return 0  # whoever read our output has seen enough
         return _fail("standard output was closed before the end; nothing was written", "StorageError", 1, args)
-    except _Terminated:
-        return _fail("terminated", "RankError", TERMINATED, args)
     except KeyboardInterrupt:
+        if asked:
+            return _fail("terminated", "RankError", TERMINATED, args)
         return _fail("interrupted", RankInterruptedError.__name__, RankInterruptedError.exit_code, args)
     except PreemptedError as error:
         return _stop(str(error), error.exit_code)
@@ -106,14 +112,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         text = f"internal error, {type(error).__name__}: {error} (run again with --debug and report it)"
         return _fail(text, "RankError", 1, args)
     return 0
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: what is half done is cleaned up, as after SIGINT."""
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
 
 
 def _on_sigterm(handler: Callable[..., object] | int) -> None:
