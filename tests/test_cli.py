@@ -352,6 +352,17 @@ def test_standard_output_on_a_full_disk(folder, tmp_path, progress):
     assert (done.returncode, done.stderr) == (1, "mfpar: error: No space left on device\n")
 
 
+@pytest.mark.parametrize(("how", "lines"), [(">&-", 0), ("2>&-", 2), ("<&- >&- 2>&-", 0), ("| cat", 2)])
+def test_streams_that_are_closed_or_know_few_letters(folder, tmp_path, how, lines):
+    """A multiplication sign is in the first line."""
+    command = f"{sys.executable} -m mfpar train ratings.h5 -o {tmp_path}/m.h5 --epochs 1 {how}; exit ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == lines
+    assert (tmp_path / "m.h5").exists()
+
+
 def test_a_debug_log_on_a_full_disk_costs_a_warning(folder, tmp_path, capsys):
     (tmp_path / "rank-0000.log").symlink_to("/dev/full")
     options = ("--epochs", "1", "--progress", "none", "--debug-log", str(tmp_path))
