@@ -363,8 +363,9 @@ def test_a_rank_ends_with_its_supervisor(tmp_path, rank_of, monkeypatch):
         assert folder.path.exists()
 
 
-def test_what_a_supervisor_that_was_killed_has_left_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("mfpar.supervise.folder.SHARED_MEMORY", tmp_path)
+@pytest.mark.parametrize("where", ["mfpar.supervise.folder.SHARED_MEMORY", "tempfile.tempdir"])
+def test_what_a_supervisor_that_was_killed_has_left_is_removed(tmp_path, monkeypatch, where):
+    monkeypatch.setattr(where, tmp_path)
     for token in ("01234567", "76543210"):
         (tmp_path / f"mfpar-{token}").mkdir()
         (tmp_path / f"mfpar-{token}" / "sm_segment").touch()
@@ -403,6 +404,16 @@ def test_what_is_left_where_the_machine_went_down_is_removed(tmp_path, known):
         remove_abandoned(tmp_path / "model.h5")
         assert not left.exists()
         assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_where_there_is_little_shared_memory_it_lies_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "SHARED_MEMORY", tmp_path / "memory")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
+    for name in ("memory", "disk"):
+        (tmp_path / name).mkdir()
+    assert folders.shared_folder("0123abcd") == tmp_path / "memory" / "mfpar-0123abcd"
+    monkeypatch.setattr(folders, "ROOM", 1 << 62)
+    assert folders.shared_folder("0123abcd") == tmp_path / "disk" / "mfpar-0123abcd"
 
 
 def test_what_is_half_removed_is_removed(tmp_path):

@@ -24,6 +24,9 @@ from mfpar.parallel.processes import Process
 
 PERIOD = 1.0  # seconds between beats
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Open MPI keeps it on Linux
+ROOM = (
+    32 << 20
+)  # bytes there that mpirun and its ranks need; if there is too little for messages, they find another way
 ENDING, ORDER, TICKS = ".beat", "supervisor", ("tick", "tock")
 OLD = 86_400.0  # seconds; clocks of hosts differ by less
 SIZE = 1000  # bytes of such a file
@@ -191,9 +194,21 @@ def _remove(folder: Path) -> None:
 
 
 def shared_folder(token: str) -> Path:
-    """Where on a host the ranks of a job have Open MPI's shared memory, which stays behind where ranks are killed."""
-    base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-    return base / f"mfpar-{token}"
+    """Where on a host the ranks of a job have Open MPI's shared memory, which stays behind where ranks are killed.
+
+    A page of it that finds no room ends a process by SIGBUS: where there is little, it lies on the disk.
+    """
+    memory, disk = _shared_folders(token)
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return disk
+    room = os.statvfs(SHARED_MEMORY)
+    return memory if room.f_bavail * room.f_frsize >= ROOM else disk
+
+
+def _shared_folders(token: str) -> tuple[Path, Path]:
+    """All that such a folder may be: in memory, on the disk."""
+    name = f"mfpar-{token}"
+    return SHARED_MEMORY / name, Path(tempfile.gettempdir()) / name
 
 
 def remove_abandoned(output: Path) -> None:
@@ -209,4 +224,5 @@ def remove_abandoned(output: Path) -> None:
         order = Order.read(path)
         if (order and order.process.near(here) and not order.process.alive) or _age(path) > OLD:
             _remove(path)
-            shutil.rmtree(shared_folder(path.suffixes[-2][1:]), ignore_errors=True)
+            for shared in _shared_folders(path.suffixes[-2][1:]):
+                shutil.rmtree(shared, ignore_errors=True)
