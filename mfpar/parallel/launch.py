@@ -42,6 +42,10 @@ FORGIVING = {"PRTE_MCA_state_base_recoverable": "1"}
 # What Open MPI says at each collective that ends with the loss of a rank, and mfpar in one sentence.
 CHATTER = "NBC_Progress: an error "
 
+# Open MPI's collectives for hosts of many ranks (5.0.11) wait for ever where some ranks were started anew: they are not
+# of one mind which of them are on one host. mfpar has no use for them: it calls hardly any that blocks.
+PLAIN = ("OMPI_MCA_coll", "^han")
+
 MPIRUN = "MFPAR_MPIRUN"  # the variable that names the mpirun to use
 SHARED_FOLDER = "OMPI_MCA_btl_sm_backing_directory"  # the one that names the folder of Open MPI's shared memory
 SESSION_BASE = "PRTE_MCA_prte_local_tmpdir_base"  # where mpirun makes its folder, ompi.PID
@@ -96,6 +100,7 @@ def world(patience: float = 0.0) -> Communicator:
 
 
 def _met(expected: int, variable: str) -> Communicator:
+    os.environ.setdefault(*PLAIN)
     try:
         with warnings.catch_warnings(action="ignore"):  # mpi4py warns of what is said below in one sentence
             from mpi4py import MPI
