@@ -337,6 +337,19 @@ say(me, first, watched(comm, (None, 3)), launch.outlived(), work(comm.survivors(
     assert run(tmp_path, script, 4) == [[rank, died, "well", True, [0, 1]] for rank in (0, 2)]
 
 
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_who_hangs_when_all_is_done_is_not_waited_for(tmp_path, tolerant):
+    script = """
+with comm.watch(1.0):
+    ended = fate(comm, lambda: comm.gather(None))
+say(me, ended)
+if me == 1:
+    os.kill(os.getpid(), signal.SIGSTOP)
+launch.finish(lambda: leave(0))
+"""
+    assert run(tmp_path, script, 3, rc=0 if tolerant else None, tolerant=tolerant) == [[n, "well"] for n in range(3)]
+
+
 def test_a_loss_that_the_region_itself_declares(tmp_path):
     script = """
 def body():

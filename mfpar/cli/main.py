@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = _run(arguments)
     if launch.outlived():
         leave(code)
+    if launch.mpi_runs():
+        launch.finish(lambda: leave(code))
     return code
 
 

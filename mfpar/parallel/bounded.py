@@ -7,7 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 
-from mfpar.parallel.processes import Process
+from mfpar.parallel.processes import Process, kill_stopped
 
 LOOKS = 3  # in the time that there is; at each of them ranks that are stopped are ended
 LOCKED = 5.0  # seconds more for a process that can't even say why, as it waits for MPI with Python's lock
@@ -33,13 +33,10 @@ def bounded(seconds: float, what: str, others: Sequence[Process] = ()) -> Iterat
     over = threading.Event()
 
     def wait() -> None:
-        own = Process.own()
         for _ in range(LOOKS):
             if over.wait(seconds / LOOKS):
                 return
-            for other in others:
-                if other.near(own) and other.stopped:
-                    other.kill()
+            kill_stopped(others)
         os.write(2, f"{sentence}\n".encode())
         os._exit(1)
 

@@ -1,19 +1,22 @@
 """Starting ranks, and telling whether this process is one of several that somebody else has started."""
 
+import ctypes
 import faulthandler
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mfpar.errors import LaunchError
 from mfpar.parallel import respawn, survival
 from mfpar.parallel.bounded import bounded
 from mfpar.parallel.comm import Communicator, Serial
+from mfpar.parallel.processes import kill_stopped
 
 # Where launchers say how many ranks they have started, and which one this is.
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
@@ -152,6 +155,27 @@ def sign_off() -> None:
     """Let the launcher know that this process ends well, if it might think otherwise: the last thing to do. Local."""
     if started_anew():
         survival.sign_off()
+
+
+def finish(otherwise: Callable[[], object]) -> None:
+    """End MPI: the last thing that a rank does with the others. Collective.
+
+    Parameters
+    ----------
+    otherwise : ends this process past MPI, if another one, which hangs now that all is done, does not come to its end
+    """
+    from mpi4py import MPI
+
+    over = threading.Event()
+
+    def wait() -> None:
+        if not over.wait(survival.fate.timeout):
+            kill_stopped(survival.fate.others)
+            otherwise()
+
+    threading.Thread(target=wait, name="mfpar-end", daemon=True).start()
+    ctypes.CDLL(MPI.__file__).MPI_Finalize()  # mpi4py's own has Python's lock, which the thread needs
+    over.set()
 
 
 def abort(code: int) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -68,6 +69,14 @@ class Process:
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             finally:
                 os.close(descriptor)
+
+
+def kill_stopped(processes: Iterable[Process]) -> None:
+    """End those that were stopped by a signal, of those that this process can signal."""
+    own = Process.own()
+    for process in processes:
+        if process.near(own) and process.stopped:
+            process.kill()
 
 
 def _place() -> str:

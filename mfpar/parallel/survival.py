@@ -9,13 +9,16 @@ import ctypes
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mfpar.errors import RankLostError
 from mfpar.parallel.installed import enabled, revokes
+from mfpar.parallel.processes import Process
 
+TIMEOUT = 60.0  # seconds for which a rank is waited for where nothing else is said
 PATIENCE = 5e-4  # seconds between polls
 QUIET = 0.1  # seconds without a death before ranks go on without the dead
 REST = 1.0  # seconds that messages of a communicator that was revoked get to come to rest
@@ -32,11 +35,15 @@ class Fate:
     ----------
     outlived : whether it has outlived another rank
     first : whether it is the first one of those that were left then
+    others : processes of the ranks with which it was watched last
+    timeout : seconds after which one of those is taken for dead
     """
 
     def __init__(self) -> None:
         self.outlived = False
         self.first = False
+        self.others: Sequence[Process] = ()
+        self.timeout = TIMEOUT
 
 
 fate = Fate()
@@ -50,7 +57,7 @@ def tolerates(MPI: Any) -> bool:
 def is_loss(MPI: Any, error: BaseException, comm: Any) -> bool:
     """Whether an error says that a rank of a communicator was lost. Local.
 
-    Of several messages together MPI says only that one has failed: then it comes out within a second why.
+    Where it says something else, as that a connection has failed, it comes out within a second why.
     """
     if isinstance(error, RankLostError):
         return True

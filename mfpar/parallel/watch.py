@@ -44,6 +44,7 @@ class Watch:
         with comm.guard():
             self._processes = [Process(**said) for said in comm.gather(Process.own().as_dict())]
         self._timeout = timeout
+        survival.fate.others, survival.fate.timeout = self._processes, timeout
         with Pulse(self._comm, self._number, self._processes, self.waits, timeout, comm.tolerant) as self._pulse:
             yield
             # All are watched until all are done. Who dies after that has left nothing undone.
