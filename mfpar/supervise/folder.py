@@ -24,9 +24,7 @@ from mfpar.parallel.processes import Process
 
 PERIOD = 1.0  # seconds between beats
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Open MPI keeps it on Linux
-ROOM = (
-    32 << 20
-)  # bytes there that mpirun and its ranks need; if there is too little for messages, they find another way
+ROOM = 32 << 20  # bytes of it that mpirun and its ranks need; those with too little for messages find another way
 ENDING, ORDER, TICKS = ".beat", "supervisor", ("tick", "tock")
 OLD = 86_400.0  # seconds; clocks of hosts differ by less
 SIZE = 1000  # bytes of such a file
