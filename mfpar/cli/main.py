@@ -61,6 +61,7 @@ class _Version(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (and does not return where MPI has to be ended by force)."""
     code = _run(arguments)
+    _flush()
     if launch.outlived():
         leave(code)
     if launch.mpi_runs():
@@ -68,11 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _flush() -> None:
+    """Write out what has been said; what can't be leads nowhere, as Python would end with an error of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def leave(code: int) -> NoReturn:
     """End this process, which has outlived others, past MPI: that may never come to its end now, on one host either."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    _flush()
     if not code:
         launch.sign_off()
     os._exit(code)
@@ -89,10 +97,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     _on_sigterm(terminate)
     if not getattr(args, "collective", False) and launch.launched_rank() > 0:
         return 0
+    done = False
     try:
         args.run(args)
+        done = True
+        sys.stdout.flush()
     except BrokenPipeError:
-        if args.run not in (convert.run, train.run, tune.run):
+        if done or args.run not in (convert.run, train.run, tune.run):
             return 0  # whoever read our output has seen enough
         return _fail("standard output was closed before the end; nothing was written", "StorageError", 1, args)
     except KeyboardInterrupt:
@@ -150,9 +161,7 @@ def _fail(message: str, kind: str, code: int, args: argparse.Namespace) -> int:
                 told = True
         if not told:
             print(f"mfpar: error: {message}", file=sys.stderr)
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
     together = launch.mpi_runs()
     if not first:
         _linger(GOODBYE if together else GOODBYE / 10)
