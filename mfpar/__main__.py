@@ -12,10 +12,11 @@ def main() -> int:
     if interrupted is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_streams()
+    from mfpar.cli.main import end
     from mfpar.cli.main import main as run
 
     signal.signal(signal.SIGINT, interrupted)
-    return run()
+    return end(run())
 
 
 def _open_streams() -> None:

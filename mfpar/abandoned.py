@@ -60,10 +60,10 @@ def claimed(path: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # somebody holds it, or there are no locks here
+            # Another one may have removed it since it was opened, and its owner made it again.
+            abandoned = os.path.samestat(os.stat(path), os.fstat(descriptor))
+        except OSError:  # somebody holds it, it is gone, or there are no locks here
             abandoned = False
-        else:
-            abandoned = True
         yield abandoned
     finally:
         os.close(descriptor)

@@ -1,6 +1,7 @@
 """What a process leaves that is killed while it writes goes when the next one writes there; nothing else does."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -128,6 +129,21 @@ def test_the_folder_of_a_conversion_is_gone_at_the_next_one(tmp_path):
         with Database(tmp_path):
             assert first.folder.is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_made_again_meanwhile_is_not_claimed(tmp_path, monkeypatch):
+    """Of three processes one removes what it takes for abandoned, its owner makes it again; the third has it open."""
+    folder, flock = tmp_path / "folder", fcntl.flock
+
+    def late(descriptor, how):
+        folder.rmdir()
+        folder.mkdir()
+        flock(descriptor, how)
+
+    folder.mkdir()
+    monkeypatch.setattr(fcntl, "flock", late)
+    with claimed(folder) as abandoned:
+        assert not abandoned
 
 
 def test_what_is_held_is_not_claimed(tmp_path):

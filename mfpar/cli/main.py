@@ -64,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _flush()
     if launch.outlived():
         leave(code)
+    return code
+
+
+def end(code: int) -> int:
+    """Come to MPI's end with all ranks, as the last thing that this process does; returns the exit code. Collective."""
     if launch.mpi_runs():
         launch.finish(lambda: leave(code))
     return code
