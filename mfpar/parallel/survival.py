@@ -18,7 +18,7 @@ from mfpar.errors import RankLostError
 from mfpar.parallel.installed import enabled, revokes
 from mfpar.parallel.processes import Process
 
-TIMEOUT = 60.0  # seconds for which a rank is waited for where nothing else is said
+TIMEOUT = 600.0  # seconds for which ranks wait at the end of what is not watched: the first may have to tidy up
 PATIENCE = 5e-4  # seconds between polls
 QUIET = 0.1  # seconds without a death before ranks go on without the dead
 REST = 1.0  # seconds that messages of a communicator that was revoked get to come to rest
