@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def end(code: int) -> int:
     """Come to MPI's end with all ranks, as the last thing that this process does; returns the exit code. Collective."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # there is nothing left to stop
+        with contextlib.suppress(ValueError):
+            signal.signal(number, signal.SIG_IGN)
     if launch.mpi_runs():
         launch.finish(lambda: leave(code))
     return code
