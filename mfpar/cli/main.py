@@ -18,6 +18,7 @@ from mfpar.cli import convert, doctor, inspect, plan, serve, train, tune, verify
 from mfpar.cli.display import print_event
 from mfpar.errors import MfparError, PreemptedError, RankInterruptedError, RankNotNeededError
 from mfpar.parallel import launch
+from mfpar.supervise.requests import STOPPING
 
 TERMINATED = 143
 LAUNCHER = os.getppid()
@@ -69,9 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def end(code: int) -> int:
     """Come to MPI's end with all ranks, as the last thing that this process does; returns the exit code. Collective."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # there is nothing left to stop
-        with contextlib.suppress(ValueError):
-            signal.signal(number, signal.SIG_IGN)
+    for number in STOPPING:  # there is nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
     if launch.mpi_runs():
         launch.finish(lambda: leave(code))
     return code

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mfpar.errors import PreemptedError
-
-REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from mfpar.supervise.requests import STOPPING
 
 
 @contextlib.contextmanager
@@ -29,7 +28,7 @@ def stopping(wanted: bool) -> Iterator[Callable[[], bool]]:
     try:
         if wanted:
             with contextlib.suppress(ValueError):  # not the main thread: somebody calls this from a program
-                before = {number: signal.signal(number, note) for number in REQUESTS}
+                before = {number: signal.signal(number, note) for number in STOPPING}
         yield lambda: bool(asked)
     except PreemptedError:  # asked may have been another rank
         stopped = True
